@@ -1,0 +1,56 @@
+"""``mio embed``."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mio_export.cli.output import Json, print_json
+from mio_export.errors import GateError
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(metavar="NAME.mio", help="A bundle.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of images, searched to the bottom.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the embedding store.")],
+    runtime: Annotated[str, typer.Option(help="auto, onnxruntime, torchscript or torch.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto or fp32.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch_size: Annotated[int | None, typer.Option(help="Images embedded at once.  [default: 32]")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Rows in a Parquet shard.  [default: 4096]")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try files again that failed before.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove the rows of files that are gone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Embed a folder of images, resumably.
+
+    Writes a Parquet store with a row for every file, failed ones with the reason. The same command goes on after an
+    interruption, and embeds only what is new or changed.
+
+    Example:  mio embed encoder.mio photos -o embeddings
+    """
+    from mio_export.embedding import embed
+    from mio_export.progress import stderr_progress
+
+    result = embed(
+        bundle,
+        source,
+        out,
+        runtime=runtime,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        retry_failed=retry_failed,
+        prune_vanished=prune,
+        progress=stderr_progress(),
+    )
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
+    if as_json:
+        print_json(asdict(result))
+    else:
+        typer.echo("\n".join(result.summary(out)))
+    if result.num_ok == 0:
+        raise GateError(f"all {result.num_failed:,} files failed; their reasons: mio inspect {out}")

@@ -1,0 +1,81 @@
+"""``mio export``."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mio_export.cli.output import Json, print_json, print_parity
+from mio_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from mio_export.models import Encoder
+
+
+def run(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle to write, NAME.mio.")],
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A training run.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Instead of a run: a torchvision or timm name.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Its weights: .safetensors, or .pth of plain tensors.")] = None,
+    stem: Annotated[str, typer.Option(help="imagenet, or small for a ResNet of small images.")] = "imagenet",
+    preprocess: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Its preprocessing where it differs from its library's, such as image_size=64."
+        ),
+    ] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", "-f", help="onnx or torchscript, repeatable.  [default: onnx]")
+    ] = None,
+    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32.  [default: fp32]")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of real images to prove on.  [default: built-in ones]")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Number of images to take from it.")] = 256,
+    max_batch: Annotated[int, typer.Option(help="Largest batch that the artifacts will be given.")] = 64,
+    normalize: Annotated[bool, typer.Option("--normalize", help="L2-normalise embeddings, in the graph.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Export an encoder, with proof, into a bundle.
+
+    Every artifact is compared with the encoder on real images before it enters; a refused one is kept as *.rejected.
+
+    Example:  mio export run -o encoder.mio -f onnx -f torchscript --images photos
+
+    Example:  mio export --backbone resnet50 --weights resnet50.safetensors -o resnet50.mio --images photos
+    """
+    from mio_export.exporting import export
+    from mio_export.progress import stderr_progress
+
+    result = export(
+        _source(run, backbone, weights, stem, preprocess or []),
+        out,
+        formats=formats or ["onnx"],
+        precisions=precisions or ["fp32"],
+        images=images,
+        limit=limit,
+        max_batch=max_batch,
+        normalize=normalize,
+        progress=stderr_progress(),
+    )
+    if as_json:
+        print_json(json.loads(result.bundle.manifest.to_json()))
+        return
+    print_parity(result.reports)
+    manifest = result.bundle.manifest
+    typer.echo(f"\n{out}: {manifest.encoder.embedding_dim} dimensions, space {manifest.space[:12]}…")
+
+
+def _source(
+    run: Path | None, backbone: str | None, weights: Path | None, stem: str, preprocess: list[str]
+) -> "Path | Encoder":
+    """Return the run, or the encoder that a backbone and its weights make."""
+    if run is not None and backbone is None and weights is None:
+        return run
+    if run is not None or backbone is None or weights is None:
+        raise UsageError("export takes either a RUN, or --backbone together with --weights")
+    from mio_export.models import encoder_from_weights
+    from mio_export.settings import with_settings
+
+    return encoder_from_weights(backbone, weights, preprocess=with_settings({}, preprocess), stem=stem)

@@ -1,0 +1,84 @@
+"""``mio``: the commands, and the one place where errors become exit codes."""
+
+import signal
+import sys
+import traceback
+import warnings
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from mio_export.cli import doctor, embed, evaluate, export, inspect, quickstart, train, verify
+from mio_export.errors import Interrupted, MioError
+
+app = typer.Typer(
+    name="mio",
+    help="Train a self-supervised image encoder, export it with proof, embed folders of images.\n\n"
+    "Start with:  mio quickstart",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+for command in (quickstart, train, evaluate, export, verify, embed, inspect, doctor):
+    app.command(command.__name__.rsplit(".", 1)[-1])(command.run)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"mio-export {version('mio-export')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error, after any command too.")
+    ] = False,
+) -> None:
+    del version, debug
+
+
+def main() -> None:
+    """Run the command line; leave with the exit status that the error stands for."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    # the decode contract has a limit of its own; Pillow's warning at half of it is noise
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except (Exception, Interrupted) as error:  # noqa: BLE001 - the last line of defence prints one line
+        if debug:
+            traceback.print_exc()
+        sys.exit(_report(error))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def _report(error: BaseException) -> int:
+    """Print an error in a line or two; return the exit status."""
+    if isinstance(error, Interrupted):
+        return _say("interrupted; what was finished is kept, the same command goes on from there", error.exit_code)
+    if isinstance(error, MioError):
+        return _say(str(error), error.exit_code)
+    if isinstance(error, OSError) and error.strerror:
+        return _say(f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 1)
+    kind = type(error).__name__
+    return _say(
+        f"unexpected {kind}: {' '.join(str(error).split())[:300]}\nrun it again with --debug for the traceback", 1
+    )
+
+
+def _say(message: str, exit_code: int) -> int:
+    print(f"mio: {message}", file=sys.stderr)  # noqa: T201
+    return exit_code

@@ -1,0 +1,88 @@
+"""What commands print: tables and lines for people, JSON for machines, always on standard output."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mio_export.parity import ParityReport
+    from mio_export.train import Evaluation
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def print_json(values: Any) -> None:
+    """Print one JSON document; NaN and infinity, which JSON lacks, become null."""
+    typer.echo(json.dumps(_finite(values), indent=2, default=str))
+
+
+def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
+    pairs = list(pairs)
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; the first column to the left, the others to the right."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    typer.echo(f"\n{title}")
+    for number, line in enumerate(lines):
+        cells = [
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        typer.echo("  " + "  ".join(cells).rstrip())
+        if not number:
+            typer.echo("  " + "  ".join("-" * width for width in widths))
+
+
+def print_evaluation(evaluation: "Evaluation") -> None:
+    """Print an encoder's scores beside its baselines."""
+    has_labels = evaluation.num_classes is not None
+    header = ["", *(["kNN (k=20)"] if has_labels else []), "copy recall@1", "copy recall@10"]
+    rows = [
+        [
+            name,
+            *([f"{100 * scores.knn[20]:.1f} %"] if scores.knn else []),
+            *(f"{100 * scores.copy_recall[k]:.1f} %" for k in (1, 10)),
+        ]
+        for name, scores in evaluation.scores.items()
+    ]
+    print_table(f"evaluation on {evaluation.num_test:,} held-out images", header, rows)
+
+
+def print_parity(reports: Iterable["ParityReport"]) -> None:
+    """Print what every artifact was proved to be, its worst batch size counting."""
+    header = ["artifact", "runtime", "batches", "min cosine", "max rel error", "top-1", "recall@10", "verdict"]
+    rows = []
+    for report in reports:
+        worst = report.comparisons
+        rows.append(
+            [
+                report.artifact,
+                f"{report.runtime} {report.device}",
+                ",".join(str(comparison.batch_size) for comparison in worst) or "none",
+                f"{min((c.min_cosine for c in worst), default=math.nan):.7f}",
+                f"{max((c.max_relative_error for c in worst), default=math.nan):.1e}",
+                f"{min((c.top1_agreement for c in worst), default=math.nan):.1%}",
+                f"{min((c.recall_at_10_agreement for c in worst), default=math.nan):.1%}",
+                "proved" if report.passed else "REFUSED",
+            ]
+        )
+    print_table("parity with the encoder", header, rows)
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {str(key): _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return None
+    return values

@@ -1,0 +1,34 @@
+"""``mio quickstart``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mio_export.cli.output import print_evaluation, print_parity
+
+
+def run(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to work in.")] = Path("mio-quickstart"),
+    objective: Annotated[str, typer.Option(help="mio, minc or spectral.")] = "mio",
+    seed: Annotated[int, typer.Option(help="Seed of the training run.")] = 0,
+) -> None:
+    """See the whole path on the built-in sample.
+
+    Trains, evaluates, exports, verifies and embeds it: a few minutes on two cores.
+
+    Example:  mio quickstart --objective minc -o tour
+    """
+    from mio_export.progress import stderr_progress
+    from mio_export.quickstart import quickstart
+
+    result = quickstart(out, objective=objective, seed=seed, progress=stderr_progress())
+    print_evaluation(result.evaluation)
+    print_parity(result.verification.reports)
+    typer.echo(
+        f"\n{result.embedded.num_ok:,} images embedded into {out / 'embeddings'}, the encoder is {out / 'sample.mio'}"
+    )
+    typer.echo("\nWith a folder of your own images:")
+    typer.echo("  mio train --objective mio --data PHOTOS -o RUN")
+    typer.echo("  mio export RUN -o NAME.mio -f onnx -f torchscript --images PHOTOS")
+    typer.echo("  mio embed NAME.mio PHOTOS -o EMBEDDINGS")

@@ -1,0 +1,37 @@
+"""``mio verify``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mio_export.cli.output import Json, print_json, print_parity
+from mio_export.errors import GateError
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(metavar="NAME.mio", help="A bundle.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of real images: prove every artifact again.")] = None,
+    limit: Annotated[int, typer.Option(help="Number of images to take from it.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Check a bundle, or prove it again.
+
+    Without images, every hash; with images, every artifact is compared with the encoder again.
+
+    Example:  mio verify encoder.mio --images photos
+    """
+    from mio_export.parity import verify
+
+    result = verify(bundle, images=images, limit=limit)
+    if as_json:
+        print_json({"passed": result.passed, "broken": result.broken, "reports": [r.to_dict() for r in result.reports]})
+    elif result.reports:
+        print_parity(result.reports)
+    problems = [*result.broken, *(f"{r.artifact}: {problem}" for r in result.reports for problem in r.problems)]
+    if problems:
+        raise GateError("\n     ".join([f"{bundle} is refused", *problems]))
+    if not as_json:
+        typer.echo(
+            f"{bundle}: every hash holds" + ("" if images else "; to prove the artifacts again, add --images DIR")
+        )

@@ -1,0 +1,182 @@
+"""The bundle ``NAME.mio/``: an encoder, its decode contract, its artifacts and the proof of each, in one folder."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from mio_export.errors import UsageError
+from mio_export.files import sha256_file, write_text
+from mio_export.preprocess import Preprocess
+from mio_export.schema import parse_json
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "encoder.safetensors"
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+
+Format = Literal["onnx", "torchscript"]
+Precision = Literal["fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """What an encoder is, apart from its weights."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    backbone: str
+    """Name: one of ours, ``torchvision/NAME`` or ``timm/NAME``."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """First layers of a torchvision ResNet: ``small`` is 3x3, stride 1, padding 1, without max-pool."""
+    embedding_dim: int
+    """D, the width of an embedding."""
+    pooling: Literal["backbone"] = "backbone"
+    """How a feature map becomes one vector; ``backbone``: as the backbone itself does before its classifier."""
+    normalize: bool = False
+    """Whether embeddings are divided by their L2 norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What was shown of an artifact, and where it is written down."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    verdict: Literal["proved", "unproven"]
+    report: str
+    """Path of the parity report, relative to the bundle."""
+    report_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One exported file of a bundle."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    file: str
+    format: Format
+    precision: Precision
+    sha256: str
+    parity: Proof
+    opset: int | None = None
+    """ONNX opset; None for other formats."""
+    tools: Mapping[str, str]
+    """Versions of the libraries that wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The whole of ``manifest.json``."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    encoder: EncoderSpec
+    preprocess: Preprocess
+    weights_sha256: str
+    space: str
+    """Fingerprint of the embedding space; see ``space_fingerprint``."""
+    max_batch: int
+    """Largest batch that the artifacts were proved at."""
+    training: Mapping[str, Any] | None = None
+    """Recipe and data of the run behind the encoder; None for an encoder that was trained elsewhere."""
+    metrics: Mapping[str, Any] | None = None
+    """Evaluation of the encoder, if there was one."""
+    artifacts: tuple[Artifact, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the manifest's text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    def artifact(self, format: Format, precision: Precision) -> Artifact:
+        """Return the artifact of a format and a precision.
+
+        Raises:
+            UsageError: the bundle has none.
+        """
+        for artifact in self.manifest.artifacts:
+            if (artifact.format, artifact.precision) == (format, precision):
+                return artifact
+        held = ", ".join(f"{artifact.format} {artifact.precision}" for artifact in self.manifest.artifacts) or "none"
+        raise UsageError(f"{self.path} holds no {format} {precision} artifact; it holds: {held}")
+
+
+def space_fingerprint(*, weights_sha256: str, encoder: EncoderSpec, preprocess: Preprocess) -> str:
+    """Return the sha256 that names an embedding space: weights, preprocessing, pooling and output normalisation."""
+    parts = {"weights": weights_sha256, "encoder": asdict(encoder), "preprocess": preprocess.to_dict()}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Open a bundle; nothing but its manifest is read.
+
+    Raises:
+        UsageError: there is no bundle at ``path``.
+        GateError: its manifest is damaged.
+        MioError: it was written by a newer mio-export.
+    """
+    path = Path(path)
+    try:
+        text = (path / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path} is not a bundle (it holds no {MANIFEST}); make one with: mio export") from None
+    except NotADirectoryError:
+        raise UsageError(f"{path} is a file; a bundle is a folder NAME.mio") from None
+    manifest = parse_json(text, Manifest, where=path / MANIFEST, newest=SCHEMA_VERSION)
+    return Bundle(path=path, manifest=manifest)
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` into a bundle's folder."""
+    write_text(folder / MANIFEST, manifest.to_json())
+
+
+def broken_files(bundle: Bundle) -> list[str]:
+    """Check every hash of a bundle; return one line for each file that is missing or is not what it was."""
+    manifest = bundle.manifest
+    expected = {WEIGHTS: manifest.weights_sha256}
+    for artifact in manifest.artifacts:
+        expected |= {artifact.file: artifact.sha256, artifact.parity.report: artifact.parity.report_sha256}
+    problems = []
+    for name, sha256 in expected.items():
+        file = bundle.path / name
+        if not file.resolve().is_relative_to(bundle.path.resolve()):
+            problems.append(f"{name}: lies outside the bundle")
+        elif not file.is_file():
+            problems.append(f"{name}: missing")
+        elif (found := sha256_file(file)) != sha256:
+            problems.append(f"{name}: sha256 is {found[:12]}…, the manifest says {sha256[:12]}…")
+    space = space_fingerprint(
+        weights_sha256=manifest.weights_sha256, encoder=manifest.encoder, preprocess=manifest.preprocess
+    )
+    if space != manifest.space:
+        problems.append(f"{MANIFEST}: the space fingerprint does not fit the encoder and preprocessing beside it")
+    return problems
+
+
+__all__ = [
+    "Artifact",
+    "Bundle",
+    "EncoderSpec",
+    "Format",
+    "Manifest",
+    "Precision",
+    "Proof",
+    "broken_files",
+    "load_bundle",
+    "save_manifest",
+    "space_fingerprint",
+]

@@ -1,0 +1,300 @@
+"""``embed``: a folder of images into an embedding store, one row for every file, resumable at any moment."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mio_export.bundle import Bundle, load_bundle
+from mio_export.errors import MioError, SpaceError, UsageError
+from mio_export.preprocess import DecodeError, Pixels, Preprocess
+from mio_export.progress import Progress, Task
+from mio_export.runtimes import Choice, Runtime, choose
+from mio_export.runtimes.devices import num_threads
+from mio_export.runtimes.registry import open_choice
+from mio_export.sources import Listing, SourceFile, list_images, read_file
+from mio_export.store import (
+    FAILED,
+    OK,
+    Row,
+    StoreInfo,
+    locked,
+    next_shard,
+    prune,
+    read_info,
+    read_rows,
+    write_info,
+    write_shard,
+)
+
+BATCH_SIZE = 32
+SHARD_SIZE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedResult:
+    """What a run did, and what the store now holds of the files that were found."""
+
+    info: StoreInfo
+    num_files: int
+    """Files found in the source."""
+    num_ok: int
+    """Of them, those with an embedding."""
+    num_failed: int
+    """Of them, those that could not be read; the store has the reasons."""
+    num_embedded: int
+    """Files that this run read, good and bad."""
+    num_vanished: int
+    """Keys in the store whose files are gone."""
+    num_pruned: int
+    """Of those, keys that this run removed."""
+    notes: tuple[str, ...]
+    """What else a person should know, a line each."""
+
+    def summary(self, out: Path) -> list[str]:
+        """Return what happened, in words."""
+        lines = [f"{out}: {self.num_files:,} files, {self.num_ok:,} embedded, {self.num_failed:,} failed"]
+        lines.append(f"this run worked on {self.num_embedded:,}" if self.num_embedded else "nothing was left to do")
+        if self.num_failed and self.num_ok:
+            lines.append(f"why files failed: mio inspect {out}; to try them again, add --retry-failed")
+        if self.num_pruned:
+            lines.append(f"{self.num_pruned:,} rows of files that are gone were removed")
+        elif self.num_vanished:
+            lines.append(f"{self.num_vanished:,} rows belong to files that are gone; --prune removes them")
+        return lines
+
+
+def embed(
+    bundle: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    runtime: str = "auto",
+    precision: str = "auto",
+    device: str = "auto",
+    batch_size: int | None = None,
+    shard_size: int | None = None,
+    retry_failed: bool = False,
+    prune_vanished: bool = False,
+    progress: Progress | None = None,
+) -> EmbedResult:
+    """Embed every image below a folder into a store.
+
+    The same call on the same ``out`` resumes: files that have a row with the same size and time are not read again, new
+    and changed ones get rows in new shards. What ``auto`` chose the first time is kept.
+
+    Args:
+        bundle: the bundle's path.
+        source: a folder.
+        out: the store's folder.
+        runtime: ``auto``, ``onnxruntime``, ``torchscript`` or ``torch``.
+        precision: ``auto`` or ``fp32``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        batch_size: images embedded at once, at most the bundle's largest; None: 32, or what the store has.
+        shard_size: rows in a shard; None: 4,096, or what the store has.
+        retry_failed: also try again the files that failed before.
+        prune_vanished: remove the rows of files that are gone.
+        progress: is told how far the work is.
+
+    Raises:
+        UsageError: an argument is not allowed, or differs from what the store was begun with.
+        SpaceError: the store holds vectors of another space, artifact, precision or decode mode.
+        MioError: the folder holds no images, or another process writes to the store.
+    """
+    opened, source, out = load_bundle(bundle), Path(source), Path(out)
+    progress = progress or Progress()
+    listing = list_images(source)
+    if not listing.files:
+        raise MioError("\n".join([f"no images found in {source}", *listing.notes()]))
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; -o names a folder")
+    with locked(out):
+        info, choice = _begin(opened, out, runtime, precision, device, batch_size, shard_size)
+        seen = _by_key(out)
+        todo = [file for file in listing.files if _needs_work(file, seen.get(file.key), retry_failed)]
+        if todo:
+            _embed_files(opened, choice, todo, info, out, progress)
+            seen = _by_key(out)
+        found = frozenset(file.key for file in listing.files)
+        num_pruned = prune(out, found) if prune_vanished else 0
+    return _result(info, listing, seen, len(todo), num_pruned)
+
+
+def _begin(
+    bundle: Bundle, out: Path, runtime: str, precision: str, device: str, batch_size: int | None, shard_size: int | None
+) -> tuple[StoreInfo, Choice]:
+    """Settle every choice: those of the store if there is one, else the given ones, written down at once."""
+    stored = read_info(out)
+    if stored is not None:
+        runtime = stored.runtime if runtime == "auto" else runtime
+        precision = stored.precision if precision == "auto" else precision
+        device = stored.device if device == "auto" else device
+        batch_size, shard_size = batch_size or stored.batch_size, shard_size or stored.shard_size
+        if stored.space != bundle.manifest.space:
+            raise SpaceError(
+                f"{out} holds vectors of another embedding space ({stored.bundle}, {stored.space[:12]}…)"
+                f" than {bundle.path} ({bundle.manifest.space[:12]}…); choose another -o"
+            )
+    choice = choose(bundle, runtime, precision=precision, device=device)
+    info = StoreInfo(
+        bundle=bundle.manifest.name,
+        space=bundle.manifest.space,
+        artifact_file=choice.file,
+        artifact_sha256=choice.sha256,
+        precision=choice.precision,
+        runtime=choice.runtime,
+        device=choice.device,
+        embedding_dim=bundle.manifest.encoder.embedding_dim,
+        normalized=bundle.manifest.encoder.normalize,
+        batch_size=min(BATCH_SIZE, bundle.manifest.max_batch) if batch_size is None else batch_size,
+        shard_size=SHARD_SIZE if shard_size is None else shard_size,
+    )
+    _check_sizes(info, bundle)
+    if stored is None:
+        write_info(out, info)
+    else:
+        _check_same(stored, info, out)
+    return stored or info, choice
+
+
+def _check_sizes(info: StoreInfo, bundle: Bundle) -> None:
+    largest = bundle.manifest.max_batch
+    if not 1 <= info.batch_size <= largest:
+        raise UsageError(
+            f"batch size must be 1 to {largest} (the largest that {bundle.path} was proved at), got {info.batch_size}"
+        )
+    if info.shard_size < 1:
+        raise UsageError(f"shard size must be 1 or more, got {info.shard_size}")
+
+
+def _check_same(stored: StoreInfo, info: StoreInfo, out: Path) -> None:
+    for field in ("artifact_sha256", "precision", "decode"):
+        if getattr(stored, field) != getattr(info, field):
+            raise SpaceError(
+                f"{out} holds vectors of {stored.artifact_file} ({stored.precision}, {stored.artifact_sha256[:12]}…),"
+                f" not of {info.artifact_file} ({info.precision}, {info.artifact_sha256[:12]}…); choose another -o"
+            )
+    for field in ("device", "batch_size", "shard_size"):
+        if getattr(stored, field) != getattr(info, field):
+            name = f"--{field.replace('_', '-')}"
+            raise UsageError(
+                f"{out} was begun with {name} {getattr(stored, field)}, got {getattr(info, field)};"
+                f" leave {name} out, or choose another -o"
+            )
+
+
+def _by_key(out: Path) -> dict[str, Row]:
+    return {row.key: row for row in read_rows(out)}
+
+
+def _needs_work(file: SourceFile, seen: Row | None, retry_failed: bool) -> bool:
+    if seen is None or (seen.size, seen.mtime_ns) != (file.size, file.mtime_ns):
+        return True
+    return retry_failed and seen.status == FAILED
+
+
+def _embed_files(
+    bundle: Bundle, choice: Choice, files: Sequence[SourceFile], info: StoreInfo, out: Path, progress: Progress
+) -> None:
+    progress.line(
+        f"{choice.runtime} {choice.precision} on {choice.device} ({choice.file}), {len(files):,} files to embed"
+    )
+    workers = num_threads()
+    with (
+        open_choice(bundle, choice) as runtime,
+        ThreadPoolExecutor(workers) as pool,
+        progress.task("embedding", len(files)) as task,
+    ):
+        try:
+            for start in range(0, len(files), info.shard_size):
+                shard = files[start : start + info.shard_size]
+                decoded = _decode_ahead(shard, bundle.manifest.preprocess, pool, window=2 * (info.batch_size + workers))
+                rows, vectors = _embed_shard(decoded, runtime, info, task)
+                write_shard(next_shard(out), info, rows, vectors)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _decode_ahead(
+    files: Sequence[SourceFile], preprocess: Preprocess, pool: ThreadPoolExecutor, *, window: int
+) -> Iterator[tuple[Row, Pixels | None]]:
+    """Decode files in their order, at most ``window`` ahead of whoever takes them."""
+    pending: deque[Future[tuple[Row, Pixels | None]]] = deque()
+    for file in files:
+        pending.append(pool.submit(_decode, file, preprocess))
+        if len(pending) >= window:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _decode(file: SourceFile, preprocess: Preprocess) -> tuple[Row, Pixels | None]:
+    """Read and decode one file; what goes wrong with it is its row's reason."""
+    size, mtime_ns, sha256 = file.size, file.mtime_ns, None
+    pixels, reason = None, file.problem
+    if reason is None:
+        try:
+            data, status = read_file(file.path)
+            size, mtime_ns, sha256 = len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest()
+            pixels = preprocess.decode(data)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+        except DecodeError as error:
+            reason = str(error)
+    status_text = OK if reason is None else FAILED
+    row = Row(key=file.key, size=size, mtime_ns=mtime_ns, sha256=sha256, status=status_text, reason=reason)
+    return row, pixels
+
+
+def _embed_shard(
+    decoded: Iterator[tuple[Row, Pixels | None]], runtime: Runtime, info: StoreInfo, task: Task
+) -> tuple[list[Row], npt.NDArray[np.float32]]:
+    """Embed the readable images of a shard in full batches; return a row for each file and the vectors of the good."""
+    rows: list[Row] = []
+    batch: list[Pixels] = []
+    vectors: list[npt.NDArray[np.float32]] = []
+
+    def flush() -> None:
+        if batch:
+            vectors.append(_finite(runtime.embed(np.stack(batch)), runtime))
+            batch.clear()
+
+    for row, pixels in decoded:
+        rows.append(row)
+        if pixels is not None:
+            batch.append(pixels)
+        if len(batch) == info.batch_size:
+            flush()
+        task.advance()
+    flush()
+    return rows, np.concatenate(vectors) if vectors else np.empty((0, info.embedding_dim), np.float32)
+
+
+def _finite(vectors: npt.NDArray[np.float32], runtime: Runtime) -> npt.NDArray[np.float32]:
+    """Stop before a vector that no proved artifact gives is written."""
+    if not np.isfinite(vectors).all():
+        raise MioError(
+            f"{type(runtime).__name__} gave NaN or infinite embeddings; prove the bundle again: mio verify --images"
+        )
+    return vectors
+
+
+def _result(info: StoreInfo, listing: Listing, seen: dict[str, Row], num_embedded: int, num_pruned: int) -> EmbedResult:
+    found = {file.key for file in listing.files}
+    num_ok = sum(1 for key in found if seen[key].status == OK)
+    return EmbedResult(
+        info=info,
+        num_files=len(found),
+        num_ok=num_ok,
+        num_failed=len(found) - num_ok,
+        num_embedded=num_embedded,
+        num_vanished=len(seen.keys() - found),
+        num_pruned=num_pruned,
+        notes=tuple(listing.notes()),
+    )

@@ -1,0 +1,115 @@
+"""A bundle or a store, in words."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mio_export.bundle import MANIFEST, Artifact, Bundle, load_bundle
+from mio_export.errors import UsageError
+from mio_export.preprocess import Preprocess
+from mio_export.store import FAILED, OK, STORE, Row, StoreInfo, read_info, read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What ``mio inspect`` says."""
+
+    kind: str
+    """``bundle`` or ``store``."""
+    lines: tuple[tuple[str, str], ...]
+    """A name and what there is to say, in order."""
+    values: dict[str, Any]
+    """The same for machines."""
+
+
+def describe(path: str | Path) -> Description:
+    """Describe a bundle or an embedding store.
+
+    Raises:
+        UsageError: the path is neither.
+        GateError: its description is damaged.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file():
+        return _describe_bundle(load_bundle(path))
+    info = read_info(path)
+    if info is None:
+        raise UsageError(f"{path} is neither a bundle (no {MANIFEST}) nor an embedding store (no {STORE})")
+    return _describe_store(info, read_rows(path))
+
+
+def _describe_bundle(bundle: Bundle) -> Description:
+    manifest = bundle.manifest
+    preprocess, encoder = manifest.preprocess, manifest.encoder
+    size, channels = preprocess.image_size, preprocess.channels
+    lines = [
+        ("bundle", f"{manifest.name}, schema version {manifest.schema_version}"),
+        ("encoder", f"{encoder.backbone}, {encoder.stem} stem"),
+        ("takes", f"uint8 images (N, {size}, {size}, {channels}), N from 1 to {manifest.max_batch}"),
+        ("gives", f"float32 (N, {encoder.embedding_dim}), {_norm(encoder.normalize)}"),
+        ("decoding", _decoding(preprocess)),
+        ("graph", f"mean {_numbers(preprocess.mean)} and std {_numbers(preprocess.std)} are applied inside"),
+        ("space", manifest.space),
+        ("trained", _trained(manifest.training)),
+    ]
+    if manifest.metrics:
+        lines.append(("measured", _measured(manifest.metrics["scores"]["trained"])))
+    lines += [("artifact", _artifact(bundle, artifact)) for artifact in manifest.artifacts]
+    return Description(kind="bundle", lines=tuple(lines), values=json.loads(manifest.to_json()))
+
+
+def _norm(normalized: bool) -> str:
+    return "L2-normalised" if normalized else "not normalised"
+
+
+def _decoding(preprocess: Preprocess) -> str:
+    size, filter_name = preprocess.image_size, preprocess.interpolation
+    crop = f"shorter side to {preprocess.shorter_side} px ({filter_name}, antialiased), centre {size} px"
+    return f"EXIF orientation applied, {crop}, transparency over grey level {preprocess.background}"
+
+
+def _measured(scores: Mapping[str, Any]) -> str:
+    knn = f"kNN (k=20) {scores['knn']['20']:.1%}, " if scores["knn"] else ""
+    return f"{knn}copy recall@1 {scores['copy_recall']['1']:.1%}"
+
+
+def _artifact(bundle: Bundle, artifact: Artifact) -> str:
+    report = json.loads((bundle.path / artifact.parity.report).read_text())
+    worst = min((comparison["min_cosine"] for comparison in report["comparisons"]), default=0.0)
+    megabytes = (bundle.path / artifact.file).stat().st_size / 1e6
+    kind = f"{artifact.format} {artifact.precision}" + (f" opset {artifact.opset}" if artifact.opset else "")
+    return f"{artifact.file}: {kind}, {megabytes:.1f} MB, {artifact.parity.verdict} (min cosine {worst:.7f})"
+
+
+def _trained(training: Any) -> str:
+    if training is None:
+        return "elsewhere; the weights were brought along"
+    recipe, last = training["recipe"], training["last"]
+    epochs = f"{last['epoch']} of {recipe['epochs']} epochs"
+    return f"{recipe['objective']}, {epochs}, batch size {recipe['batch_size']}, seed {recipe['seed']}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
+def _describe_store(info: StoreInfo, rows: list[Row]) -> Description:
+    counts = Counter(row.status for row in rows)
+    reasons = Counter(row.reason for row in rows if row.reason)
+    lines = [
+        ("store", f"{len(rows):,} files: {counts[OK]:,} embedded, {counts[FAILED]:,} failed"),
+        ("vectors", f"float32, {info.embedding_dim} dimensions, {_norm(info.normalized)}"),
+        ("made by", f"{info.bundle}: {info.artifact_file} ({info.precision}), {info.runtime} on {info.device}"),
+        ("space", info.space),
+        ("settings", f"decode {info.decode}, batch size {info.batch_size}, shard size {info.shard_size:,}"),
+        *[("failed", f"{count:,} x {reason}") for reason, count in reasons.most_common(10)],
+    ]
+    values = {
+        "store": asdict(info),
+        "counts": dict(counts),
+        "failed": [asdict(row) for row in rows if row.status == FAILED],
+    }
+    return Description(kind="store", lines=tuple(lines), values=values)

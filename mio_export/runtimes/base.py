@@ -1,0 +1,59 @@
+"""What every backend has in common."""
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from mio_export.errors import UsageError
+from mio_export.preprocess import Pixels
+
+Embeddings = npt.NDArray[np.float32]
+
+
+class Runtime(ABC):
+    """A loaded artifact that embeds images; a context manager.
+
+    A new backend is one file: a subclass with ``_run``, and one line in ``runtimes.BACKENDS``.
+    """
+
+    def __init__(self, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str) -> None:
+        self.image_shape = image_shape
+        self.embedding_dim = embedding_dim
+        self.device = device
+
+    def embed(self, images: Pixels) -> Embeddings:
+        """Embed a batch.
+
+        Args:
+            images: uint8, shape (N, H, W, C), N ≥ 1, as the bundle's preprocessing decodes them.
+
+        Returns:
+            float32, shape (N, D).
+
+        Raises:
+            UsageError: the array has another dtype or shape.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self.image_shape or not len(images):
+            height, width, channels = self.image_shape
+            raise UsageError(
+                f"images must be uint8 of shape (N, {height}, {width}, {channels}), got {images.dtype} {images.shape}"
+            )
+        return self._run(np.ascontiguousarray(images))
+
+    @abstractmethod
+    def _run(self, images: Pixels) -> Embeddings:
+        """Embed a checked, contiguous batch; whatever comes out is returned as it is, so that parity sees it."""
+
+    def close(self) -> None:  # noqa: B027 - most backends hold nothing that needs it
+        """Release what the backend holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

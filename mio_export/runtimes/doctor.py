@@ -1,0 +1,63 @@
+"""What this machine has: runtimes, devices and extras, and how to get the missing ones."""
+
+import importlib.util
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from mio_export.runtimes.devices import has_cuda, num_threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that this machine has or lacks."""
+
+    name: str
+    available: bool
+    detail: str
+    """A version, or what it is good for."""
+    remedy: str = ""
+    """How to get it, if it is missing."""
+
+
+def diagnose() -> list[Finding]:
+    """Look at this machine without importing any backend."""
+    return [
+        Finding(
+            name="python",
+            available=True,
+            detail=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        ),
+        Finding(
+            name="processor", available=True, detail=f"{num_threads()} of {os.cpu_count()} cores usable by this process"
+        ),
+        Finding(
+            name="CUDA device",
+            available=has_cuda(),
+            detail="visible to the driver" if has_cuda() else "none",
+            remedy="" if has_cuda() else "not needed; with an NVIDIA GPU, install its driver",
+        ),
+        _package("runtime torch", ("torch",), "torch", "pip install torch torchvision"),
+        _package("runtime torchscript", ("torch",), "torch", "pip install torch torchvision"),
+        _package("runtime onnxruntime", ("onnxruntime-gpu", "onnxruntime"), "onnxruntime", "pip install onnxruntime"),
+        _package("extra timm", ("timm",), "timm", "pip install 'mio-export[timm]'", "timm's backbones"),
+        _package(
+            "extra heic", ("pillow-heif",), "pillow_heif", "pip install 'mio-export[heic]'", "HEIC and HEIF images"
+        ),
+    ]
+
+
+def _package(name: str, distributions: tuple[str, ...], module: str, remedy: str, purpose: str = "") -> Finding:
+    found = _version(distributions) if importlib.util.find_spec(module) else None
+    detail = found or purpose or "not installed"
+    return Finding(name=name, available=found is not None, detail=detail, remedy="" if found else remedy)
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    for distribution in distributions:
+        try:
+            return f"{distribution} {version(distribution)}"
+        except PackageNotFoundError:
+            continue
+    return None

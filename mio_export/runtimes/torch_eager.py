@@ -1,0 +1,32 @@
+"""The encoder itself, in eager PyTorch."""
+
+from pathlib import Path
+
+import torch
+
+from mio_export.preprocess import Pixels
+from mio_export.runtimes.base import Embeddings, Runtime
+from mio_export.runtimes.devices import num_threads
+
+
+class TorchRuntime(Runtime):
+    """Any torch module that takes uint8 (N, H, W, C) and gives float32 (N, D), on the CPU or a GPU."""
+
+    def __init__(
+        self, module: torch.nn.Module, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str
+    ) -> None:
+        super().__init__(image_shape=image_shape, embedding_dim=embedding_dim, device=device)
+        torch.set_num_threads(num_threads())
+        self._module = module.to(device)
+
+    @torch.inference_mode()
+    def _run(self, images: Pixels) -> Embeddings:
+        embeddings: Embeddings = self._module(torch.from_numpy(images).to(self.device)).cpu().numpy()
+        return embeddings
+
+
+def open_torch(bundle: Path, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str) -> TorchRuntime:
+    """Load the encoder of a bundle from its weights."""
+    from mio_export.models import load_encoder
+
+    return TorchRuntime(load_encoder(bundle), image_shape=image_shape, embedding_dim=embedding_dim, device=device)

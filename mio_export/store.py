@@ -1,0 +1,236 @@
+"""The embedding store: Parquet shards plus ``store.json``; a renamed shard is the commit.
+
+Shards are never changed by later runs: a file that changed gets a new row in a new shard, and for each key the row in
+the last shard counts. Only pruning rewrites a shard, whole.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mio_export.errors import GateError, MioError, UsageError
+from mio_export.files import staged_file, write_text
+from mio_export.schema import parse_json
+
+STORE = "store.json"
+LOCK = ".lock"
+SCHEMA_VERSION = 1
+OK, FAILED = "ok", "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """The whole of ``store.json``: what every vector in the store has in common. Written once, then only read."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    schema_version: int = SCHEMA_VERSION
+    bundle: str
+    """Name of the bundle."""
+    space: str
+    """Fingerprint of the embedding space."""
+    artifact_file: str
+    artifact_sha256: str
+    precision: str
+    decode: str = "full"
+    """How images are decoded; ``full``: at their own size."""
+    runtime: str
+    device: str
+    embedding_dim: int
+    normalized: bool
+    batch_size: int
+    shard_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One discovered file."""
+
+    key: str
+    size: int
+    mtime_ns: int
+    sha256: str | None
+    """sha256 of the file's bytes; None if it could not be read."""
+    status: str
+    """``ok`` or ``failed``."""
+    reason: str | None
+    """Why it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """The vectors of a store, in the order of their keys."""
+
+    keys: list[str]
+    vectors: npt.NDArray[np.float32]
+    """Shape (N, D)."""
+    info: StoreInfo
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the store's lock; the system releases it even if the process is killed.
+
+    Raises:
+        MioError: another process is writing to the store.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise MioError(f"{folder} is being written by another process; wait for it, or choose another -o") from None
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """Return the committed shards, the oldest first."""
+    return sorted(folder.glob("shard-*.parquet"))
+
+
+def next_shard(folder: Path) -> Path:
+    """Return the path of the shard to write next."""
+    shards = shard_paths(folder)
+    number = int(shards[-1].stem.removeprefix("shard-")) + 1 if shards else 0
+    return folder / f"shard-{number:06d}.parquet"
+
+
+def read_info(folder: Path) -> StoreInfo | None:
+    """Read ``store.json``; None if the folder is no store yet.
+
+    Raises:
+        GateError: it is damaged.
+        MioError: it was written by a newer mio-export.
+    """
+    path = folder / STORE
+    if not path.is_file():
+        return None
+    return parse_json(path.read_bytes(), StoreInfo, where=path, newest=SCHEMA_VERSION)
+
+
+def write_info(folder: Path, info: StoreInfo) -> None:
+    """Write ``store.json``."""
+    write_text(folder / STORE, json.dumps(asdict(info), indent=2) + "\n")
+
+
+def write_shard(path: Path, info: StoreInfo, rows: Sequence[Row], vectors: npt.NDArray[np.float32]) -> None:
+    """Write a shard, synced, and commit it by renaming.
+
+    Args:
+        path: where it goes.
+        info: its identity travels in the shard's metadata.
+        rows: one for each file.
+        vectors: of the rows whose status is ok, in their order, shape (num_ok, D).
+    """
+    is_ok = np.array([row.status == OK for row in rows])
+    values = np.zeros((len(rows), info.embedding_dim), dtype=np.float32)
+    values[is_ok] = vectors
+    embedding = pa.FixedSizeListArray.from_arrays(
+        pa.array(values.reshape(-1)), info.embedding_dim, mask=pa.array(~is_ok)
+    )
+    columns: dict[str, Any] = {
+        "key": pa.array([row.key for row in rows], pa.string()),
+        "size": pa.array([row.size for row in rows], pa.int64()),
+        "mtime_ns": pa.array([row.mtime_ns for row in rows], pa.int64()),
+        "sha256": pa.array([row.sha256 for row in rows], pa.string()),
+        "status": pa.array([row.status for row in rows], pa.string()),
+        "reason": pa.array([row.reason for row in rows], pa.string()),
+        "embedding": embedding,
+    }
+    identity = {
+        "space": info.space,
+        "artifact_sha256": info.artifact_sha256,
+        "precision": info.precision,
+        "decode": info.decode,
+    }
+    table = pa.table(columns).replace_schema_metadata({f"mio.{name}": value for name, value in identity.items()})
+    _write_table(path, table)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """Return the row of every key that counts, without its vector, in the order of the keys.
+
+    Raises:
+        GateError: a shard cannot be read.
+    """
+    latest: dict[str, Row] = {}
+    for path in shard_paths(folder):
+        columns = _read(path, [field.name for field in fields(Row)]).to_pydict()
+        for values in zip(*columns.values(), strict=True):
+            row = Row(**dict(zip(columns, values, strict=True)))
+            latest[row.key] = row
+    return sorted(latest.values(), key=lambda row: row.key.encode())
+
+
+def prune(folder: Path, keep: frozenset[str]) -> int:
+    """Drop the rows of all keys but ``keep``, and rows that a later shard replaces; return how many keys went.
+
+    Each shard is rewritten whole or not at all, and doing it twice does no harm, so it may be killed at any moment.
+    """
+    dropped: set[str] = set()
+    later: set[str] = set()
+    for path in reversed(shard_paths(folder)):
+        table = _read(path)
+        keys = table.column("key").to_pylist()
+        stays = [key in keep and key not in later for key in keys]
+        dropped.update(key for key in keys if key not in keep)
+        later.update(keys)
+        if not any(stays):
+            path.unlink()
+        elif not all(stays):
+            _write_table(path, table.filter(pa.array(stays)))
+    return len(dropped)
+
+
+def load_embeddings(folder: str | Path) -> Embeddings:
+    """Read all vectors of a store, in the order of their keys; failed files have none.
+
+        store = load_embeddings("embeddings")
+        store.keys, store.vectors  # list of str, float32 (N, D)
+
+    Raises:
+        UsageError: there is no store.
+        GateError: a shard cannot be read, or belongs to another embedding space.
+    """
+    folder = Path(folder)
+    info = read_info(folder)
+    if info is None:
+        raise UsageError(f"{folder} is not an embedding store (it holds no {STORE}); make one with: mio embed")
+    latest: dict[str, npt.NDArray[np.float32] | None] = {}
+    for path in shard_paths(folder):
+        table = _read(path, ["key", "status", "embedding"])
+        if (table.schema.metadata or {}).get(b"mio.space") != info.space.encode():
+            raise GateError(f"{path} belongs to another embedding space than {folder / STORE}")
+        latest |= dict.fromkeys(table.column("key").to_pylist())
+        good = table.filter(pc.equal(table.column("status"), OK))
+        vectors = good.column("embedding").combine_chunks().flatten().to_numpy().reshape(-1, info.embedding_dim)
+        latest |= dict(zip(good.column("key").to_pylist(), vectors, strict=True))
+    keys = sorted((key for key, vector in latest.items() if vector is not None), key=str.encode)
+    stacked = [vector for key in keys if (vector := latest[key]) is not None]
+    vectors = np.stack(stacked) if stacked else np.empty((0, info.embedding_dim), np.float32)
+    return Embeddings(keys=keys, vectors=vectors, info=info)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    compression = {name: "NONE" if name == "embedding" else "ZSTD" for name in table.column_names}
+    compression["embedding.list.element"] = compression.pop("embedding")
+    with staged_file(path) as temporary:
+        pq.write_table(table, temporary, compression=compression, use_dictionary=["status", "reason"])
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise GateError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None

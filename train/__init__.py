@@ -1,0 +1,7 @@
+"""Training and evaluation."""
+
+from mio_export.train.evaluation import Evaluation, evaluate
+from mio_export.train.recipe import Recipe, recipe_from_dict
+from mio_export.train.training import TrainResult, train
+
+__all__ = ["Evaluation", "Recipe", "TrainResult", "evaluate", "recipe_from_dict", "train"]

@@ -1,0 +1,146 @@
+"""Evaluation: kNN and label-free copy retrieval, always beside raw pixels, PCA and the untrained encoder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mio_export.files import write_text
+from mio_export.metrics import knn_accuracy, retrieval_recall
+from mio_export.models import Encoder, load_encoder
+from mio_export.models.checkpoint import DESCRIPTION, EVALUATION
+from mio_export.preprocess import Pixels
+from mio_export.progress import Progress
+from mio_export.train.image_set import ImageSet, load_images, split_folder
+from mio_export.train.views import ViewConfig, random_view
+
+KNN_K = 20
+"""The k that tables show; the others are in the result."""
+_PCA_DIM = 128
+_COPY_SEED = 20211
+COPY_VIEW = ViewConfig(
+    crop_area=(0.4, 1.0),
+    crop_aspect=(1.0, 1.0),
+    flip_probability=0.5,
+    brightness=0.4,
+    contrast=0.0,
+    saturation=0.0,
+    hue=0.0,
+    jitter_probability=1.0,
+    grayscale_probability=0.0,
+)
+"""The fixed augmentation of copy retrieval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How one way of embedding did."""
+
+    knn: Mapping[int, float] | None
+    """Accuracy of the kNN classifier for each k; None without labels."""
+    copy_recall: Mapping[int, float]
+    """Share of test images whose augmented copy finds them among its k nearest, for each k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """An encoder beside its baselines on one data folder."""
+
+    scores: Mapping[str, Scores]
+    """By row: raw pixels, PCA, untrained, trained."""
+    num_train: int
+    num_test: int
+    num_classes: int | None
+    failures: tuple[str, ...]
+    """Files that could not be read."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        return asdict(self)
+
+
+def evaluate(path: str | Path, data: str | Path, *, progress: Progress | None = None) -> Evaluation:
+    """Evaluate the encoder of a run or a bundle on a folder of images.
+
+    The whole test part counts, in eval mode and float32; nothing is chosen on it. Where class folders give labels,
+    a kNN classifier with the training part as its bank is scored. Copy retrieval needs none: each test image is
+    embedded, and one augmented copy of each (crop area 0.4-1.0, flip 0.5, brightness 0.6-1.4, one seed) must find its
+    original. A run keeps the result as ``evaluation.json``, and an export from it carries it along.
+
+    Raises:
+        UsageError: there is no run, bundle or folder.
+        MioError: the folder's images cannot be used.
+    """
+    progress = progress or Progress()
+    path = Path(path)
+    encoder = load_encoder(path)
+    split = split_folder(Path(data))
+    train, test = (load_images(files, split, encoder.preprocess, progress) for files in (split.train, split.test))
+    evaluation = evaluate_encoder(encoder, train, test, progress=progress)
+    if (path / DESCRIPTION).is_file():
+        write_text(path / EVALUATION, json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    return evaluation
+
+
+def evaluate_encoder(
+    encoder: Encoder, train: ImageSet, test: ImageSet, *, progress: Progress | None = None
+) -> Evaluation:
+    """Evaluate an encoder on images in memory."""
+    progress = progress or Progress()
+    copies = augmented_copies(test.pixels)
+    embedders = {
+        "raw pixels": _flatten,
+        "PCA": _pca(train.pixels),
+        "untrained": encoder.untrained().embed,
+        "trained": encoder.embed,
+    }
+    scores = {}
+    for name, embed in embedders.items():
+        progress.line(f"evaluating: {name}")
+        bank, queries, copied = (embed(pixels) for pixels in (train.pixels, test.pixels, copies))
+        scores[name] = _scores(bank, queries, copied, train.labels, test.labels)
+    return Evaluation(
+        scores=scores,
+        num_train=len(train.pixels),
+        num_test=len(test.pixels),
+        num_classes=len(train.class_names) or None,
+        failures=(*train.failures, *test.failures),
+    )
+
+
+def augmented_copies(pixels: Pixels) -> Pixels:
+    """Return the fixed augmented copy of each image, uint8, shape (N, H, W, C)."""
+    generator = torch.Generator().manual_seed(_COPY_SEED)
+    copies = random_view(torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), COPY_VIEW, generator)
+    return copies.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _scores(
+    train: npt.NDArray[np.float32],
+    test: npt.NDArray[np.float32],
+    copies: npt.NDArray[np.float32],
+    train_labels: npt.NDArray[np.int64] | None,
+    test_labels: npt.NDArray[np.int64] | None,
+) -> Scores:
+    knn = None
+    if train_labels is not None and test_labels is not None:
+        knn = knn_accuracy(train, train_labels, test, test_labels)
+    return Scores(knn=knn, copy_recall=retrieval_recall(copies, test))
+
+
+def _flatten(pixels: Pixels) -> npt.NDArray[np.float32]:
+    return pixels.reshape(len(pixels), -1).astype(np.float32)
+
+
+def _pca(pixels: Pixels) -> Any:
+    """Fit PCA on the training pixels; return what embeds with it."""
+    from sklearn.decomposition import PCA
+
+    rows = _flatten(pixels)
+    pca = PCA(min(_PCA_DIM, *rows.shape), svd_solver="randomized", random_state=0).fit(rows)
+    return lambda images: pca.transform(_flatten(images)).astype(np.float32)

@@ -1,0 +1,7 @@
+"""The objectives: one file, one loss, one test each."""
+
+from mio_export.train.objectives.minc import MINCLoss
+from mio_export.train.objectives.mio import MIOLoss
+from mio_export.train.objectives.spectral import SpectralContrastiveLoss
+
+__all__ = ["MINCLoss", "MIOLoss", "SpectralContrastiveLoss"]

@@ -1,0 +1,102 @@
+"""MINC: the spectral optimum by power iteration, without pairwise comparisons."""
+
+import torch
+from torch import Tensor, nn
+
+from mio_export.errors import UsageError
+from mio_export.train.objectives.norms import Norm, apply_norm
+
+
+class MINCLoss(nn.Module):
+    """MINC, as derived from the description in arXiv 2504.16667 and proved on a finite oracle (``tests/train``).
+
+    The second-moment matrix Λ ≈ E[φ̄ φ̄ᵀ] of the target features stands for all other images, so that no pair is ever
+    compared and the cost is O(N·D²). Per pair, averaged over both orders of the views::
+
+        value        −2 φ̄(x)ᵀφ(x′) + φ(x′)ᵀ Λ φ(x′)
+        gradient     2 · (−φ̄(x) + T(Λ) φ(x′))   with respect to φ(x′)
+
+    T(Λ) = Λ is the subspace form (Oja). T(Λ) = tril(Λ) is the ordered form (the generalised Hebbian algorithm), whose
+    columns come out sorted by eigenvalue. The value and the gradient differ on purpose: to differentiate φᵀ tril(Λ) φ
+    would symmetrise the triangle and converge to another point.
+
+    Λ is an exponential moving average over steps, uncentred and bias-corrected, that takes the batch's targets first
+    and is then used. In ``eval`` mode it is left alone.
+
+    Args:
+        dim: D, the width of the projections.
+        scale: s of the norm rule, > 0.
+        norm: ``"sphere"``, ``"ball"`` or ``"none"``; statements on eigenvalues and order hold for ``"none"`` only.
+        ordered: whether to use the ordered form.
+        second_moment_decay: β of Λ, in [0, 1).
+
+    Raises:
+        UsageError: an argument is out of its range.
+    """
+
+    second_moment: Tensor
+    num_updates: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        scale: float = 10.0,
+        norm: Norm = "sphere",
+        ordered: bool = False,
+        second_moment_decay: float = 0.9,
+    ) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise UsageError(f"scale must be above 0, got {scale}")
+        if not 0 <= second_moment_decay < 1:
+            raise UsageError(f"second_moment_decay must be in [0, 1), got {second_moment_decay}")
+        self.scale = scale
+        self.norm: Norm = norm
+        self.ordered = ordered
+        self.second_moment_decay = second_moment_decay
+        self.register_buffer("second_moment", torch.zeros(dim, dim))
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, online_0: Tensor, online_1: Tensor, target_0: Tensor, target_1: Tensor) -> Tensor:
+        """Return the loss of a batch, a 0-dim tensor; in training mode, update Λ first.
+
+        Args:
+            online_0: online projections of the first views, shape (N, D), floating.
+            online_1: online projections of the second views, same shape.
+            target_0: target projections of the first views, same shape; no gradient flows into them.
+            target_1: target projections of the second views, same shape.
+        """
+        online = [apply_norm(z, self.norm, self.scale) for z in (online_0, online_1)]
+        targets = [apply_norm(z.detach(), self.norm, self.scale) for z in (target_0, target_1)]
+        if self.training:
+            self._update(torch.cat(targets))
+        moment = self._corrected_second_moment(online_0.dtype)
+        pairs = zip(targets, reversed(online), strict=True)
+        return torch.stack([self._half(target, phi, moment) for target, phi in pairs]).mean()
+
+    def mutual_information(self, value: float) -> float:
+        """Return the lower bound −L − 1 of the χ² mutual information of the views, from the value of the loss."""
+        return -value - 1
+
+    def _half(self, target: Tensor, phi: Tensor, moment: Tensor) -> Tensor:
+        """One order of the views: the value of the loss, with the gradient of one step of power iteration."""
+        step = phi.detach() @ (moment.tril() if self.ordered else moment).T
+        value = (phi.detach() @ moment * phi.detach()).sum(dim=1)
+        repulsion = 2 * (step * phi).sum(dim=1)
+        return (-2 * (target * phi).sum(dim=1) + repulsion + (value - repulsion.detach())).mean()
+
+    @torch.no_grad()
+    def _update(self, targets: Tensor) -> None:
+        """Take the second moment of this batch's targets, shape (2N, D), into Λ, in float32 or wider."""
+        dtype = torch.promote_types(targets.dtype, torch.float32)
+        self.second_moment = self.second_moment.to(torch.promote_types(self.second_moment.dtype, dtype))
+        targets = targets.to(self.second_moment.dtype)
+        batch_moment = targets.T @ targets / targets.shape[0]
+        self.second_moment.lerp_(batch_moment, 1 - self.second_moment_decay)
+        self.num_updates += 1
+
+    def _corrected_second_moment(self, dtype: torch.dtype) -> Tensor:
+        """Λ with the bias of its zero start removed, shape (D, D)."""
+        dtype = torch.promote_types(dtype, self.second_moment.dtype)
+        correction = 1 - torch.pow(self.second_moment_decay, self.num_updates.double())
+        return self.second_moment.to(dtype) / correction.to(dtype).clamp_min(torch.finfo(dtype).tiny)

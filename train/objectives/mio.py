@@ -1,0 +1,97 @@
+"""MIO: the binary contrastive objective."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mio_export.errors import UsageError
+
+
+class MIOLoss(nn.Module):
+    """Two separately averaged binary cross-entropies over all pairs of views, plus an L2 term between positives.
+
+    With ẑ the normalised projections, S all cosines of the 2N views, positives the 2N pairs of views of one image and
+    negatives the 2N·(2N−2) other off-diagonal entries::
+
+        L = mean softplus(−S⁺/τ⁺) + mean softplus(S⁻/τ⁻) + λ · mean over N·D of (ẑ₀ − ẑ₁)²
+
+    Memory is O(N²); with ``block_size`` it is O(N · block_size): each block of rows is computed again in the backward
+    pass instead of being kept, for the same value and gradient.
+
+    Source: arXiv 2111.12664 v1. At τ = 0.5 and λ = 0 an untrained network lies near 2 ln 2 = 1.386, a collapsed one at
+    2.254, and perfect positives with orthogonal negatives give 0.820.
+
+    Args:
+        temperature: τ⁺, > 0.
+        negative_temperature: τ⁻, > 0; ``None`` means τ⁺.
+        regularizer: λ, ≥ 0.
+        block_size: rows of S held at once; ``None`` chooses: everything up to 4,096 views, 1,024 rows above.
+
+    Raises:
+        UsageError: a temperature is not positive, or λ is negative.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        negative_temperature: float | None = None,
+        regularizer: float = 1.0,
+        *,
+        block_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.negative_temperature = temperature if negative_temperature is None else negative_temperature
+        self.regularizer = regularizer
+        self.block_size = block_size
+        if not (self.temperature > 0 and self.negative_temperature > 0):
+            raise UsageError(f"temperatures must be above 0, got {temperature} and {self.negative_temperature}")
+        if regularizer < 0:
+            raise UsageError(f"regularizer must be 0 or more, got {regularizer}")
+
+    def forward(self, projections_0: Tensor, projections_1: Tensor) -> Tensor:
+        """Return the loss of a batch, a 0-dim tensor.
+
+        Args:
+            projections_0: projections of the first views, shape (N, D), floating, N ≥ 2.
+            projections_1: projections of the second views, same shape and dtype.
+        """
+        num_images = projections_0.shape[0]
+        if num_images < 2:
+            raise UsageError(f"MIO needs at least 2 images in a batch (there are no negatives), got {num_images}")
+        z0, z1 = F.normalize(projections_0, dim=1), F.normalize(projections_1, dim=1)
+        positives = (z0 * z1).sum(dim=1)
+        attraction = F.softplus(-positives / self.temperature).mean()
+        repulsion = self._repulsion_sum(torch.cat([z0, z1]), positives) / (2 * num_images * (2 * num_images - 2))
+        return attraction + repulsion + self.regularizer * F.mse_loss(z0, z1)
+
+    def mutual_information(self, value: float) -> float:
+        """Return the Jensen-Shannon lower bound of the views' mutual information, in nats, from the value of the loss.
+
+        A binary cross-entropy between joint and product pairs is at least 2 ln 2 − 2·JSD, so JSD ≥ ln 2 − L/2 (the L2
+        term only lowers it). 0 means that nothing was learned, ln 2 = 0.693 is the largest possible value.
+        """
+        return math.log(2) - value / 2
+
+    def _repulsion_sum(self, views: Tensor, positives: Tensor) -> Tensor:
+        """Sum softplus(S/τ⁻) over all negatives: over all pairs, less the diagonal and the positives."""
+        num_views = views.shape[0]
+        block_size = self.block_size or (num_views if num_views <= 4096 else 1024)
+        total = views.new_zeros(())
+        for block in views.split(block_size):
+            if block_size < num_views and torch.is_grad_enabled():
+                total = total + checkpoint(self._block_sum, block, views, use_reentrant=False, preserve_rng_state=False)
+            else:
+                total = total + self._block_sum(block, views)
+        diagonal = views.square().sum(dim=1)
+        not_negative = 2 * self._softplus(positives).sum() + self._softplus(diagonal).sum()
+        return total - not_negative
+
+    def _block_sum(self, block: Tensor, views: Tensor) -> Tensor:
+        return self._softplus(block @ views.T).sum()
+
+    def _softplus(self, cosines: Tensor) -> Tensor:
+        return F.softplus(cosines / self.negative_temperature)

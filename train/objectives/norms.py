@@ -1,0 +1,31 @@
+"""The norm rules that turn projections into the features φ of the spectral objectives."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Norm = Literal["sphere", "ball", "none"]
+
+
+def apply_norm(projections: Tensor, norm: Norm, scale: float) -> Tensor:
+    """Return φ for the given norm rule.
+
+    Args:
+        projections: shape (N, D), floating.
+        norm: ``"none"`` (φ = z), ``"sphere"`` (φ = √s · z/‖z‖) or ``"ball"`` (norms above √s are clipped to √s).
+        scale: the s of the rule, > 0; unused by ``"none"``.
+
+    Returns:
+        φ, shape (N, D), the dtype of ``projections``.
+    """
+    radius = math.sqrt(scale)
+    if norm == "none":
+        return projections
+    if norm == "sphere":
+        return radius * F.normalize(projections, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(projections, dim=1, keepdim=True)
+    clipped: Tensor = projections * (radius / norms.clamp_min(radius))
+    return clipped

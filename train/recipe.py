@@ -1,0 +1,98 @@
+"""A recipe: everything that decides what a training run becomes."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+from mio_export.errors import UsageError
+from mio_export.train.views import ViewConfig
+
+Objective = Literal["mio", "minc", "spectral"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The settings of a training run; the same recipe, data and machine give the same weights."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    objective: Objective = "mio"
+    """Which loss: mio, minc or spectral."""
+    loss: Mapping[str, float | bool | str] = field(default_factory=dict)
+    """Arguments of the loss that differ from the objective's defaults, such as temperature."""
+    backbone: str = "auto"
+    """A backbone's name; auto: small up to 64 px, torchvision/resnet18 above."""
+    stem: Literal["auto", "imagenet", "small"] = "auto"
+    """First layers of a ResNet; auto: small up to 64 px."""
+    image_size: int | None = None
+    """Side of the images in pixels; None: the images' own typical shorter side, at most 224."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour; None: 1 if all images are grey."""
+    hidden_dim: int = 1024
+    """Width of the projection head's hidden layers."""
+    output_dim: int = 512
+    """D, width of the projections."""
+    num_layers: int = 2
+    """Linear layers of the projection head."""
+    views: ViewConfig = field(default_factory=ViewConfig)
+    """How views are drawn."""
+    epochs: int = 36
+    """Passes over the training images."""
+    batch_size: int = 256
+    """Images in a step; fewer if there are fewer training images."""
+    learning_rate: float = 3e-3
+    """Peak rate of AdamW."""
+    weight_decay: float = 0.05
+    """Weight decay of AdamW."""
+    warmup_share: float = 0.1
+    """Share of the steps in which the rate rises; it falls on a cosine afterwards."""
+    target_momentum: float = 0.98
+    """γ, rate of the target encoder's moving average (minc)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass; auto: bf16 where the processor or GPU computes it natively."""
+    seed: int = 0
+    """Seed of weights, order and views."""
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "hidden_dim", "output_dim", "num_layers", "learning_rate")
+        checks = [(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}") for name in positive]
+        checks += [
+            (self.image_size is None or self.image_size >= 8, f"image_size must be 8 or more, got {self.image_size}"),
+            (0 <= self.warmup_share < 1, f"warmup_share must be in [0, 1), got {self.warmup_share}"),
+            (0 <= self.target_momentum < 1, f"target_momentum must be in [0, 1), got {self.target_momentum}"),
+            (self.weight_decay >= 0, f"weight_decay must be 0 or more, got {self.weight_decay}"),
+            (self.seed >= 0, f"seed must be 0 or more, got {self.seed}"),
+        ]
+        for holds, message in checks:
+            if not holds:
+                raise UsageError(f"recipe: {message}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as JSON-ready values."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from text that came from outside, strictly.
+
+    Raises:
+        UsageError: a key is unknown (its nearest name is given), or a value is not allowed.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Recipe).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise UsageError(f"recipe: unknown setting {where!r}{_nearest(where)}") from None
+        raise UsageError(f"recipe: {where}: {first['msg']} (got {first['input']!r})") from None
+
+
+def _nearest(name: str) -> str:
+    known = [f.name for f in fields(Recipe)] + [f"views.{f.name}" for f in fields(ViewConfig)]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else ""
