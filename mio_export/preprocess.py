@@ -7,7 +7,6 @@ the same pixels everywhere. The cast to float and the normalisation are part of 
 import hashlib
 import io
 import json
-import math
 import struct
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -21,7 +20,7 @@ from mio_export.errors import UsageError
 Pixels = npt.NDArray[np.uint8]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
-_KERNEL_RADIUS: dict[Interpolation, int] = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos": 3}
+_STRIP = 16  # an image more than this many times as long as wide is a strip
 _RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -42,7 +41,8 @@ class Preprocess:
     resolved; CMYK and other colour spaces are converted to RGB; 16-bit grey is divided by 257; grey becomes three equal
     channels, and colour becomes ITU-R 601 luma, as ``channels`` asks; of an animation the first frame counts; the
     shorter side is resized to ``resize_size`` with antialiasing and the centre is cropped, as torchvision's ``Resize``
-    and ``CenterCrop`` do on Pillow images. A truncated file is an error.
+    and ``CenterCrop`` do on Pillow images (of a strip beyond 16:1 only the middle is computed). A truncated file is
+    an error.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -143,7 +143,7 @@ class Preprocess:
         image = _oriented(image)
         image = _flattened(image, self.background).convert("L" if self.channels == 1 else "RGB")
         image = _resized_crop(image, self.shorter_side, self.image_size, self.interpolation)
-        return np.asarray(image, dtype=np.uint8).reshape(self.shape)
+        return np.array(image, dtype=np.uint8).reshape(self.shape)
 
 
 def preprocess_from_dict(values: dict[str, Any]) -> Preprocess:
@@ -171,7 +171,7 @@ def _oriented(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; a file whose EXIF block cannot be read is taken as it lies, as viewers do."""
     try:
         orientation = image.getexif().get(0x0112, 1)
-    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, OSError, struct.error):
+    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, OSError, struct.error, UserWarning):
         return image
     return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
 
@@ -199,41 +199,29 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _resized_crop(image: Image.Image, shorter_side: int, crop: int, interpolation: Interpolation) -> Image.Image:
-    """Resize the shorter side and crop the centre, computing only the pixels around the crop.
+    """Resize the shorter side, then crop the centre, as torchvision's ``Resize`` and ``CenterCrop``.
 
-    Equal to resizing the whole image first: the box is cut at the same scale and phase, with a margin as wide as the
-    filter. So a 60,000x1 image costs no more than a square one.
+    Of a strip, only a window around the crop is computed, at the same scale and phase and wider than any filter: a
+    60,000x1 image resized whole would be 60,000 times as large as its crop.
     """
-    (left, width), (top, height) = (
-        _axis_window(extent, min(image.size), shorter_side, crop, _KERNEL_RADIUS[interpolation])
-        for extent in image.size
-    )
-    size = (width.stop - width.start, height.stop - height.start)
-    box = (width.box_start, height.box_start, width.box_stop, height.box_stop)
-    if (image.size, box) != (size, (0, 0, *image.size)):
+    width, height = (int(shorter_side * extent / min(image.size)) for extent in image.size)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    window = (0, 0, width, height)
+    if max(image.size) > _STRIP * min(image.size):
+        margin = 4 * shorter_side
+        window = (
+            max(0, left - margin),
+            max(0, top - margin),
+            min(width, left + crop + margin),
+            min(height, top + crop + margin),
+        )
+    size = (window[2] - window[0], window[3] - window[1])
+    if image.size != size:
+        x, y = image.width / width, image.height / height
+        box = (window[0] * x, window[1] * y, min(image.width, window[2] * x), min(image.height, window[3] * y))
         image = image.resize(size, _RESAMPLING[interpolation], box=box)
-    left, top = left - width.start, top - height.start
+    left, top = left - window[0], top - window[1]
     return image.crop((left, top, left + crop, top + crop))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Window:
-    """A range of pixels along one axis, after the resize (start, stop) and before it (box_start, box_stop)."""
-
-    start: int
-    stop: int
-    box_start: float
-    box_stop: float
-
-
-def _axis_window(extent: int, shortest: int, shorter_side: int, crop: int, radius: int) -> tuple[int, _Window]:
-    """Return where the crop starts along one axis and the window to resize for it."""
-    resized = int(shorter_side * extent / shortest)
-    start = round((resized - crop) / 2)
-    scale = extent / resized
-    margin = math.ceil(radius * max(1.0, 1 / scale)) + 1
-    first, last = max(0, start - margin), min(resized, start + crop + margin)
-    return start, _Window(start=first, stop=last, box_start=first * scale, box_stop=min(extent, last * scale))
 
 
 __all__ = ["DecodeError", "Interpolation", "Pixels", "Preprocess", "preprocess_from_dict"]

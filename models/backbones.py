@@ -139,7 +139,7 @@ def _timm(name: str, channels: int, stem: Stem, *, asked: bool) -> Backbone:
     return Backbone(
         name=f"timm/{name}",
         module=module,
-        feature_dim=int(module.num_features),  # type: ignore[arg-type]
+        feature_dim=int(getattr(module, "head_hidden_size", None) or module.num_features),  # type: ignore[arg-type]
         preprocess=_timm_preprocess(module),
     )
 

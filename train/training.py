@@ -200,7 +200,7 @@ class _Recorder(pl.Callback):
         self._losses.clear()
         if not np.isfinite(loss):
             raise MioError(
-                f"the loss is not finite in epoch {trainer.current_epoch + 1}; lower learning_rate or set precision=fp32"
+                f"the loss is not finite in epoch {trainer.current_epoch + 1}; lower learning_rate or use fp32"
                 f" (the last good checkpoint is {self._run / CHECKPOINT})"
             )
         metrics = {

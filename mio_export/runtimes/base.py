@@ -41,11 +41,11 @@ class Runtime(ABC):
             raise UsageError(
                 f"images must be uint8 of shape (N, {height}, {width}, {channels}), got {images.dtype} {images.shape}"
             )
-        return self._run(np.ascontiguousarray(images))
+        return self._run(np.require(images, requirements=["C", "W"]))
 
     @abstractmethod
     def _run(self, images: Pixels) -> Embeddings:
-        """Embed a checked, contiguous batch; whatever comes out is returned as it is, so that parity sees it."""
+        """Embed a checked, contiguous, writable batch; what comes out is returned as it is."""
 
     def close(self) -> None:  # noqa: B027 - most backends hold nothing that needs it
         """Release what the backend holds."""

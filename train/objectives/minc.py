@@ -70,7 +70,7 @@ class MINCLoss(nn.Module):
         targets = [apply_norm(z.detach(), self.norm, self.scale) for z in (target_0, target_1)]
         if self.training:
             self._update(torch.cat(targets))
-        moment = self._corrected_second_moment(online_0.dtype)
+        moment = self._corrected_second_moment(online[0].dtype)
         pairs = zip(targets, reversed(online), strict=True)
         return torch.stack([self._half(target, phi, moment) for target, phi in pairs]).mean()
 
@@ -87,9 +87,8 @@ class MINCLoss(nn.Module):
 
     @torch.no_grad()
     def _update(self, targets: Tensor) -> None:
-        """Take the second moment of this batch's targets, shape (2N, D), into Λ, in float32 or wider."""
-        dtype = torch.promote_types(targets.dtype, torch.float32)
-        self.second_moment = self.second_moment.to(torch.promote_types(self.second_moment.dtype, dtype))
+        """Take the second moment of this batch's targets, shape (2N, D), into Λ."""
+        self.second_moment = self.second_moment.to(torch.promote_types(self.second_moment.dtype, targets.dtype))
         targets = targets.to(self.second_moment.dtype)
         batch_moment = targets.T @ targets / targets.shape[0]
         self.second_moment.lerp_(batch_moment, 1 - self.second_moment_decay)
@@ -97,6 +96,5 @@ class MINCLoss(nn.Module):
 
     def _corrected_second_moment(self, dtype: torch.dtype) -> Tensor:
         """Λ with the bias of its zero start removed, shape (D, D)."""
-        dtype = torch.promote_types(dtype, self.second_moment.dtype)
         correction = 1 - torch.pow(self.second_moment_decay, self.num_updates.double())
         return self.second_moment.to(dtype) / correction.to(dtype).clamp_min(torch.finfo(dtype).tiny)

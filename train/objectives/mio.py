@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mio_export.errors import UsageError
+from mio_export.train.objectives.norms import widened
 
 
 class MIOLoss(nn.Module):
@@ -62,7 +63,7 @@ class MIOLoss(nn.Module):
         num_images = projections_0.shape[0]
         if num_images < 2:
             raise UsageError(f"MIO needs at least 2 images in a batch (there are no negatives), got {num_images}")
-        z0, z1 = F.normalize(projections_0, dim=1), F.normalize(projections_1, dim=1)
+        z0, z1 = (F.normalize(widened(z), dim=1) for z in (projections_0, projections_1))
         positives = (z0 * z1).sum(dim=1)
         attraction = F.softplus(-positives / self.temperature).mean()
         repulsion = self._repulsion_sum(torch.cat([z0, z1]), positives) / (2 * num_images * (2 * num_images - 2))

@@ -1,4 +1,4 @@
-"""The norm rules that turn projections into the features φ of the spectral objectives."""
+"""The precision of objectives, and the norm rules that turn projections into the features φ of the spectral ones."""
 
 import math
 from typing import Literal
@@ -10,6 +10,11 @@ from torch import Tensor
 Norm = Literal["sphere", "ball", "none"]
 
 
+def widened(projections: Tensor) -> Tensor:
+    """Return projections in float32, or wider if they are: no objective is computed in half precision."""
+    return projections.to(torch.promote_types(projections.dtype, torch.float32))
+
+
 def apply_norm(projections: Tensor, norm: Norm, scale: float) -> Tensor:
     """Return φ for the given norm rule.
 
@@ -19,8 +24,9 @@ def apply_norm(projections: Tensor, norm: Norm, scale: float) -> Tensor:
         scale: the s of the rule, > 0; unused by ``"none"``.
 
     Returns:
-        φ, shape (N, D), the dtype of ``projections``.
+        φ, shape (N, D), float32 or wider.
     """
+    projections = widened(projections)
     radius = math.sqrt(scale)
     if norm == "none":
         return projections

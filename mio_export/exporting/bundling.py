@@ -20,7 +20,7 @@ from mio_export.bundle import (
     save_manifest,
     space_fingerprint,
 )
-from mio_export.errors import GateError, UsageError
+from mio_export.errors import GateError, MioError, UsageError
 from mio_export.exporting.onnx import OPSET, onnx_from_encoder
 from mio_export.exporting.torchscript import torchscript_from_encoder
 from mio_export.files import sha256_file, staged_folder, write_text
@@ -98,6 +98,7 @@ def export(
         weights_sha256 = save_weights(folder / WEIGHTS, encoder)
         progress.line(f"embedding {chosen.description} with the encoder itself")
         reference = Reference.of(encoder, chosen, weights_sha256=weights_sha256)
+        _check_shape(encoder, reference)
         manifest = _manifest(out, encoder, weights_sha256, max_batch, training, metrics)
         reports = []
         for kind in dict.fromkeys(cast(Sequence[Format], formats)):
@@ -138,6 +139,15 @@ def _check(out: Path, formats: Sequence[str], precisions: Sequence[str], max_bat
         raise UsageError(f"max_batch must be 1 or more, got {max_batch}")
     if out.exists() and not (out / MANIFEST).is_file():
         raise UsageError(f"{out} exists and is not a bundle; choose another -o")
+
+
+def _check_shape(encoder: Encoder, reference: Reference) -> None:
+    expected = (len(reference.images.pixels), encoder.spec.embedding_dim)
+    if reference.embeddings.shape != expected:
+        raise MioError(
+            f"{encoder.spec.backbone} gives embeddings of shape {reference.embeddings.shape}, expected {expected};"
+            " it cannot be used as a backbone"
+        )
 
 
 def _manifest(

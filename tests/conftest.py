@@ -1,0 +1,99 @@
+"""Real photos, tiny real encoders and the command line, for all tests."""
+
+import signal
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+from PIL import Image
+
+from mio_export.exporting import export
+from mio_export.models import build_encoder, save_encoder
+from mio_export.preprocess import Preprocess
+
+
+@pytest.fixture(scope="session")
+def photo_crops():
+    """24 crops, 160 px, of the two colour photographs that scikit-learn ships."""
+    from sklearn.datasets import load_sample_images
+
+    return [
+        Image.fromarray(photo[top : top + 160, left : left + 160])
+        for photo in load_sample_images().images
+        for top in (0, 120, 240)
+        for left in (0, 160, 320, 480)
+    ]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory, photo_crops):
+    """A folder of 24 colour photos in two class folders."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    for index, crop in enumerate(photo_crops):
+        path = folder / ("temple" if index < 12 else "flower") / f"{index:02d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        crop.save(path, quality=95)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(photo_crops):
+    """A small colour encoder, 32 px, whose batch norms have seen photos and have weights of their own."""
+    torch.manual_seed(0)
+    encoder = build_encoder("small", Preprocess(image_size=32, resize_size=36), stem="small")
+    images = torch.stack([torch.from_numpy(encoder.preprocess.pixels(crop)) for crop in photo_crops])
+    with torch.no_grad():
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+        for _ in range(10):
+            encoder(images)
+    return encoder.eval()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory, encoder, photos):
+    """Its bundle, with an ONNX and a TorchScript artifact; read only."""
+    path = tmp_path_factory.mktemp("bundle") / "encoder.mio"
+    return export(encoder, path, formats=("onnx", "torchscript"), images=photos, max_batch=32).bundle
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory, encoder):
+    """What ``mio export`` needs of a training run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    save_encoder(folder, encoder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def mio(monkeypatch, capfd):
+    """Run the command line in this process: ``mio("embed", bundle, photos, "-o", out)``."""
+
+    def run(*arguments):
+        from mio_export.cli.main import main
+
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        monkeypatch.setattr(sys, "argv", ["mio", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as leave:
+            code = leave.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        captured = capfd.readouterr()
+        return Finished(code, captured.out, captured.err)
+
+    return run

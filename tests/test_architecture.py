@@ -1,0 +1,121 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = [
+    {
+        "errors",
+        "files",
+        "schema",
+        "settings",
+        "progress",
+        "metrics",
+        "sample",
+        "preprocess",
+        "sources",
+        "bundle",
+        "store",
+    },
+    {"models"},
+    {"runtimes"},
+    {"parity"},
+    {"train", "exporting", "embedding", "report"},
+    {"quickstart"},
+    {"cli"},
+]
+"""Rooms from the ground up; a room imports from floors below it (and, on the ground floor, from its own)."""
+
+
+def modules():
+    for folder in ("mio_export", "models", "train", "cli"):
+        yield from sorted((ROOT / folder).rglob("*.py"))  # rglob does not follow the links
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def room(path):
+    relative = path.relative_to(ROOT)
+    parts = relative.parts[1:] if relative.parts[0] == "mio_export" else relative.parts
+    return parts[0].removesuffix(".py")
+
+
+def test_rooms_import_downwards_only():
+    floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+    wrong = []
+    for path in modules():
+        name = room(path)
+        if name == "__init__":
+            continue
+        for module in imports(path):
+            if module.startswith("mio_export."):
+                other = module.split(".")[1]
+                sideways = floor_of[other] == floor_of[name] and other != name and floor_of[name] > 0
+                if floor_of[other] > floor_of[name] or sideways:
+                    wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert wrong == []
+
+
+def test_the_ground_floor_has_no_circles():
+    depends = {name: set() for name in FLOORS[0]}
+    for path in modules():
+        if room(path) in depends:
+            depends[room(path)] |= {m.split(".")[1] for m in imports(path) if m.startswith("mio_export.")}
+    while depends:
+        free = {name for name, others in depends.items() if not (others & depends.keys()) - {name}}
+        assert free, depends
+        depends = {name: others for name, others in depends.items() if name not in free}
+
+
+@pytest.mark.parametrize(("library", "rooms"), [("pytorch_lightning", {"train"}), ("typer", {"cli"})])
+def test_a_framework_stays_in_its_room(library, rooms):
+    users = {room(path) for path in modules() if any(m.split(".")[0] == library for m in imports(path))}
+    assert users == rooms
+
+
+def test_every_import_is_absolute():
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), path
+
+
+def test_the_three_rooms_are_links():
+    for name in ("models", "train", "cli"):
+        assert (ROOT / "mio_export" / name).is_symlink()
+        assert (ROOT / "mio_export" / name).readlink() == Path("..") / name
+
+
+@pytest.mark.parametrize("name", ["models", "train", "cli"])
+def test_nothing_generic_can_be_imported(name, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", f"import {name}"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert result.returncode == 1
+    assert b"ModuleNotFoundError" in result.stderr
+
+
+@pytest.mark.parametrize("statement", ["import mio_export", "import mio_export.cli.main"])
+def test_importing_it_loads_nothing_heavy(statement):
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"torch", "numpy", "onnxruntime", "onnx", "pyarrow", "pydantic", "PIL", "sklearn", "rich"}
+    assert heavy & set(loaded) == set()
+
+
+def test_public_names_are_these():
+    import mio_export
+
+    assert mio_export.__all__ == ["embed", "export", "load_embeddings", "load_encoder", "open_runtime", "verify"]
+    for name in mio_export.__all__:
+        assert callable(getattr(mio_export, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = mio_export.nothing

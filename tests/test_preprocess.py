@@ -1,0 +1,207 @@
+import io
+import re
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.functional import InterpolationMode
+
+from mio_export.errors import UsageError
+from mio_export.preprocess import DecodeError, Preprocess, preprocess_from_dict
+
+
+def encoded(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def exact(size, **options):
+    """A contract that neither resizes nor crops a square image of this size."""
+    return Preprocess(image_size=size, **options)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("box", [(0, 0, 640, 427), (0, 0, 300, 427), (100, 0, 130, 427), (0, 0, 640, 45)])
+@pytest.mark.parametrize(("image_size", "resize_size"), [(224, 256), (64, 64), (28, 33)])
+def test_equals_torchvisions_resize_and_center_crop(interpolation, box, image_size, resize_size):
+    from sklearn.datasets import load_sample_image
+
+    image = Image.fromarray(load_sample_image("china.jpg")).crop(box)
+    transform = v2.Compose([v2.Resize(resize_size, InterpolationMode(interpolation)), v2.CenterCrop(image_size)])
+    preprocess = Preprocess(image_size=image_size, resize_size=resize_size, interpolation=interpolation)
+    difference = np.asarray(transform(image)).astype(int) - preprocess.decode(encoded(image)).astype(int)
+    assert not difference.any()
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (1, 1), (3, 5_000)])
+def test_extreme_shapes_cost_no_more_than_square_ones(size):
+    image = Image.linear_gradient("L").resize(size).convert("RGB")
+    start = time.perf_counter()
+    pixels = Preprocess(image_size=224).decode(encoded(image))
+    seconds = time.perf_counter() - start
+    square = encoded(Image.linear_gradient("L").resize((1000, 1000)).convert("RGB"))
+    start = time.perf_counter()
+    Preprocess(image_size=224).decode(square)
+    assert pixels.shape == (224, 224, 3)
+    assert seconds < 10 * (time.perf_counter() - start) + 0.05
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_applied(photo_crops, orientation):
+    upright = photo_crops[0]
+    operations = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(operations[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = exact(160).decode(encoded(stored, exif=exif))
+    np.testing.assert_array_equal(pixels, np.asarray(upright))
+
+
+def test_a_strip_is_cropped_as_if_it_had_been_resized_whole():
+    for size in ((3_001, 100), (100, 2_000), (1_999, 20)):
+        image = Image.effect_noise(size, 60).convert("RGB")
+        transform = v2.Compose([v2.Resize(40), v2.CenterCrop(32)])
+        pixels = Preprocess(image_size=32, resize_size=40).decode(encoded(image))
+        assert np.abs(np.asarray(transform(image)).astype(int) - pixels.astype(int)).max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_broken_exif_block_leaves_the_image_as_it_lies(photo_crops):
+    data = encoded(photo_crops[0], exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    np.testing.assert_array_equal(exact(160).decode(data), np.asarray(photo_crops[0]))
+
+
+def test_transparency_lies_over_the_background(photo_crops):
+    image = photo_crops[0].convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    for background in (255, 0):
+        composed = Image.new("RGBA", image.size, (background,) * 3 + (255,))
+        composed.alpha_composite(image)
+        expected = exact(160).decode(encoded(composed.convert("RGB")))
+        np.testing.assert_array_equal(exact(160, background=background).decode(encoded(image)), expected)
+
+
+def test_a_palette_with_a_transparent_entry_lies_over_the_background():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([200, 0, 0, 0, 200, 0])
+    image.paste(0, (0, 0, 4, 8))
+    pixels = exact(8).decode(encoded(image, transparency=0))
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    assert pixels[0, 7].tolist() == [0, 200, 0]
+
+
+def test_16_bit_grey_keeps_its_levels():
+    ramp = np.linspace(0, 65535, 256 * 256).astype(np.uint16).reshape(256, 256)
+    pixels = exact(256, channels=1, mean=(0.5,), std=(0.5,)).decode(encoded(Image.fromarray(ramp)))
+    assert len(np.unique(pixels)) == 256
+    assert (int(pixels.min()), int(pixels.max())) == (0, 255)
+
+
+def test_cmyk_becomes_rgb():
+    pixels = exact(8).decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+    assert pixels[4, 4, 0] > 200
+    assert pixels[4, 4, 1:].max() < 60
+
+
+def test_one_channel_is_luma_and_grey_becomes_three_equal_channels(photo_crops):
+    grey = exact(160, channels=1, mean=(0.5,), std=(0.5,))
+    np.testing.assert_array_equal(grey.decode(encoded(photo_crops[0]))[..., 0], np.asarray(photo_crops[0].convert("L")))
+    pixels = exact(160).decode(encoded(photo_crops[0].convert("L")))
+    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
+
+
+def test_of_an_animation_the_first_frame_counts():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert exact(8).decode(data)[0, 0].tolist() == [250, 0, 0]
+
+
+def bomb():
+    """A PNG header that promises 50,000 x 50,000 pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"not an image", "not an image that Pillow can read"),
+        (bomb(), "decompression bomb"),
+        (encoded(Image.new("F", (8, 8)), "TIFF"), "32-bit float pixels have no declared range"),
+        (encoded(Image.new("I", (8, 8), 1 << 20), "TIFF"), "32-bit integer pixels beyond 0..65535"),
+    ],
+    ids=["empty", "text", "bomb", "float", "wide integer"],
+)
+def test_what_is_not_allowed_has_a_reason_in_one_line(data, reason):
+    with pytest.raises(DecodeError, match=re.escape(reason)) as caught:
+        exact(8).decode(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_truncated_file_is_an_error(photo_crops, format, share):
+    data = encoded(photo_crops[0], format)
+    with pytest.raises(DecodeError):
+        exact(160).decode(data[: int(share * len(data))])
+
+
+def test_a_contracts_own_pixel_limit_holds(photo_crops):
+    with pytest.raises(DecodeError, match="160x160 is more than 100 pixels"):
+        exact(32, max_pixels=100).decode(encoded(photo_crops[0]))
+
+
+def test_every_field_is_part_of_the_fingerprint():
+    base = Preprocess(image_size=32)
+    others = [
+        Preprocess(image_size=33),
+        Preprocess(image_size=32, resize_size=36),
+        Preprocess(image_size=32, interpolation="bicubic"),
+        Preprocess(image_size=32, channels=1, mean=(0.5,), std=(0.5,)),
+        Preprocess(image_size=32, mean=(0.5, 0.5, 0.5)),
+        Preprocess(image_size=32, std=(0.5, 0.5, 0.5)),
+        Preprocess(image_size=32, background=0),
+        Preprocess(image_size=32, max_pixels=1000),
+    ]
+    assert len({p.fingerprint() for p in (base, *others)}) == 9
+    assert Preprocess(image_size=32, resize_size=32).fingerprint() == base.fingerprint()
+
+
+def test_survives_the_way_through_json():
+    preprocess = Preprocess(image_size=32, resize_size=36, interpolation="bicubic")
+    assert preprocess_from_dict(preprocess.to_dict()) == preprocess
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_size": 0}, "image_size must be 1 or more, got 0"),
+        ({"image_size": 32, "resize_size": 16}, "resize_size 16 is below image_size 32"),
+        ({"image_size": 32, "interpolation": "cubic"}, "interpolation"),
+        ({"image_size": 32, "mean": (0.5,)}, "mean needs 3 values"),
+        ({"image_size": 32, "std": (0, 1, 1)}, "std must be above 0"),
+        ({"image_size": 32, "antialias": True}, "antialias"),
+        ({}, "image_size"),
+    ],
+)
+def test_bad_values_are_refused(values, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        preprocess_from_dict(values)
