@@ -13,6 +13,7 @@ def run(
     bundle: Annotated[Path, typer.Argument(metavar="NAME.mio", help="A bundle.")],
     images: Annotated[Path | None, typer.Option(help="Folder of real images: prove every artifact again.")] = None,
     limit: Annotated[int, typer.Option(help="Number of images to take from it.")] = 256,
+    device: Annotated[str, typer.Option(help="Where the artifacts run: cpu, cuda or auto.")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Check a bundle, or prove it again.
@@ -23,7 +24,7 @@ def run(
     """
     from mio_export.parity import verify
 
-    result = verify(bundle, images=images, limit=limit)
+    result = verify(bundle, images=images, limit=limit, device=device)
     if as_json:
         print_json({"passed": result.passed, "broken": result.broken, "reports": [r.to_dict() for r in result.reports]})
     elif result.reports:

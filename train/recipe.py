@@ -40,9 +40,9 @@ class Recipe:
     """How views are drawn."""
     epochs: int = 36
     """Passes over the training images."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Images in a step; fewer if there are fewer training images."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     """Peak rate of AdamW."""
     weight_decay: float = 0.05
     """Weight decay of AdamW."""

@@ -12,7 +12,7 @@ from torch import Tensor
 class ViewConfig:
     """How a view is drawn; the sampling rules are torchvision's, applied to a batch."""
 
-    crop_area: tuple[float, float] = (0.2, 1.0)
+    crop_area: tuple[float, float] = (0.4, 1.0)
     """Share of the image's area that a crop takes, drawn uniformly."""
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a crop, drawn uniformly on the log scale."""
@@ -26,7 +26,7 @@ class ViewConfig:
     """Deviations from grey are multiplied by a factor from 1 ± this; colour images only."""
     hue: float = 0.1
     """Turn of the hue circle, from ± this; colour images only."""
-    jitter_probability: float = 0.8
+    jitter_probability: float = 0.4
     """Probability that an image's colours are jittered at all."""
     grayscale_probability: float = 0.2
     """Probability that a colour image loses its colour."""

@@ -23,28 +23,31 @@ class Verification:
         return not self.broken and all(report.passed for report in self.reports)
 
 
-def verify(path: str | Path, *, images: Path | None = None, limit: int = 256) -> Verification:
+def verify(path: str | Path, *, images: Path | None = None, limit: int = 256, device: str = "cpu") -> Verification:
     """Check every hash of a bundle; with images, prove every artifact again.
 
     Args:
         path: the bundle.
         images: a folder of images; None checks hashes only, in seconds and without torch.
         limit: number of images to take from the folder.
+        device: where the artifacts run, ``cpu``, ``cuda`` or ``auto``; the encoder itself always runs on the CPU.
 
     Raises:
         UsageError: there is no bundle, or no image that can be read.
         GateError: the manifest is damaged.
+        MissingBackendError: the device or a backend is not there.
     """
     bundle = load_bundle(path)
     broken = tuple(broken_files(bundle))
-    reports = () if broken or images is None else _prove_all(bundle, images, limit)
+    reports = () if broken or images is None else _prove_all(bundle, images, limit, device)
     return Verification(bundle=bundle, broken=broken, reports=reports)
 
 
-def _prove_all(bundle: Bundle, folder: Path, limit: int) -> tuple[ParityReport, ...]:
+def _prove_all(bundle: Bundle, folder: Path, limit: int, device: str) -> tuple[ParityReport, ...]:
     from mio_export.models import load_encoder
     from mio_export.parity.images import parity_images
     from mio_export.parity.prove import Reference, prove
+    from mio_export.runtimes.devices import resolve_device
 
     manifest = bundle.manifest
     images = parity_images(manifest.preprocess, folder, limit=limit)
@@ -56,6 +59,7 @@ def _prove_all(bundle: Bundle, folder: Path, limit: int) -> tuple[ParityReport, 
             precision=artifact.precision,
             reference=reference,
             max_batch=manifest.max_batch,
+            device=resolve_device(device),
         )
         for artifact in manifest.artifacts
     )

@@ -1,23 +1,18 @@
 """``embed``: a folder of images into an embedding store, one row for every file, resumable at any moment."""
 
-import hashlib
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from mio_export.bundle import Bundle, load_bundle
+from mio_export.embedding.pipeline import decode_ahead, embed_shard
 from mio_export.errors import MioError, SpaceError, UsageError
-from mio_export.preprocess import DecodeError, Pixels, Preprocess
-from mio_export.progress import Progress, Task
-from mio_export.runtimes import Choice, Runtime, choose
+from mio_export.progress import Progress
+from mio_export.runtimes import Choice, choose
 from mio_export.runtimes.devices import num_threads
 from mio_export.runtimes.registry import open_choice
-from mio_export.sources import Listing, SourceFile, list_images, read_file
+from mio_export.sources import Listing, SourceFile, list_images
 from mio_export.store import (
     FAILED,
     OK,
@@ -213,76 +208,12 @@ def _embed_files(
         try:
             for start in range(0, len(files), info.shard_size):
                 shard = files[start : start + info.shard_size]
-                decoded = _decode_ahead(shard, bundle.manifest.preprocess, pool, window=2 * (info.batch_size + workers))
-                rows, vectors = _embed_shard(decoded, runtime, info, task)
+                decoded = decode_ahead(shard, bundle.manifest.preprocess, pool, window=2 * (info.batch_size + workers))
+                rows, vectors = embed_shard(decoded, runtime, info, task)
                 write_shard(next_shard(out), info, rows, vectors)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _decode_ahead(
-    files: Sequence[SourceFile], preprocess: Preprocess, pool: ThreadPoolExecutor, *, window: int
-) -> Iterator[tuple[Row, Pixels | None]]:
-    """Decode files in their order, at most ``window`` ahead of whoever takes them."""
-    pending: deque[Future[tuple[Row, Pixels | None]]] = deque()
-    for file in files:
-        pending.append(pool.submit(_decode, file, preprocess))
-        if len(pending) >= window:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _decode(file: SourceFile, preprocess: Preprocess) -> tuple[Row, Pixels | None]:
-    """Read and decode one file; what goes wrong with it is its row's reason."""
-    size, mtime_ns, sha256 = file.size, file.mtime_ns, None
-    pixels, reason = None, file.problem
-    if reason is None:
-        try:
-            data, status = read_file(file.path)
-            size, mtime_ns, sha256 = len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest()
-            pixels = preprocess.decode(data)
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror or error}"
-        except DecodeError as error:
-            reason = str(error)
-    status_text = OK if reason is None else FAILED
-    row = Row(key=file.key, size=size, mtime_ns=mtime_ns, sha256=sha256, status=status_text, reason=reason)
-    return row, pixels
-
-
-def _embed_shard(
-    decoded: Iterator[tuple[Row, Pixels | None]], runtime: Runtime, info: StoreInfo, task: Task
-) -> tuple[list[Row], npt.NDArray[np.float32]]:
-    """Embed the readable images of a shard in full batches; return a row for each file and the vectors of the good."""
-    rows: list[Row] = []
-    batch: list[Pixels] = []
-    vectors: list[npt.NDArray[np.float32]] = []
-
-    def flush() -> None:
-        if batch:
-            vectors.append(_finite(runtime.embed(np.stack(batch)), runtime))
-            batch.clear()
-
-    for row, pixels in decoded:
-        rows.append(row)
-        if pixels is not None:
-            batch.append(pixels)
-        if len(batch) == info.batch_size:
-            flush()
-        task.advance()
-    flush()
-    return rows, np.concatenate(vectors) if vectors else np.empty((0, info.embedding_dim), np.float32)
-
-
-def _finite(vectors: npt.NDArray[np.float32], runtime: Runtime) -> npt.NDArray[np.float32]:
-    """Stop before a vector that no proved artifact gives is written."""
-    if not np.isfinite(vectors).all():
-        raise MioError(
-            f"{type(runtime).__name__} gave NaN or infinite embeddings; prove the bundle again: mio verify --images"
-        )
-    return vectors
 
 
 def _result(info: StoreInfo, listing: Listing, seen: dict[str, Row], num_embedded: int, num_pruned: int) -> EmbedResult:

@@ -1,0 +1,43 @@
+# Everything sets itself up: a clean clone, Python 3.11 or newer and make are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export UV_LINK_MODE := hardlink
+
+.PHONY: setup demo test check format evidence gpu clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt pip --editable . --group dev
+	touch $(READY)
+
+demo: setup
+	$(BIN)/mio quickstart
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+	$(BIN)/python scripts/check_wheel.py
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+evidence: setup
+	$(BIN)/python -m pytest -m slow
+	$(BIN)/python benchmarks/objective_cost.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/quickstart.py
+
+gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf .venv build dist *.egg-info mio-quickstart .mypy_cache .pytest_cache .ruff_cache

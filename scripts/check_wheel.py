@@ -1,0 +1,48 @@
+"""Build the wheel, install it into a clean environment, and run ``mio quickstart`` there."""
+
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+UV = Path(sys.executable).parent / "uv"
+
+
+def run(*command: object, cwd: Path) -> str:
+    """Run a command outside the project's folder; its standard output."""
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def main() -> None:
+    """Fail if the wheel puts anything but ``mio_export`` into site-packages, or if quickstart fails in it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run(UV, "build", "--quiet", "--wheel", "--python", sys.executable, "--out-dir", folder, ROOT, cwd=folder)
+        (wheel,) = folder.glob("*.whl")
+        environment = folder / "environment"
+        venv.create(environment, with_pip=False)
+        python = environment / "bin" / "python"
+        install = (UV, "pip", "install", "--quiet", "--python", python)
+        run(*install, "--no-deps", wheel, cwd=folder)
+        site = Path(sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)}))
+        found = sorted(
+            path.name for path in site.iterdir() if not path.name.endswith(".dist-info") and path.name[0] != "_"
+        )
+        assert found == ["mio_export"], found
+        run(*install, "--constraint", ROOT / "constraints.txt", wheel, cwd=folder)
+        start = time.monotonic()
+        table = run(environment / "bin" / "mio", "quickstart", cwd=folder)
+        print(table)
+        print(
+            f"wheel {wheel.stat().st_size:,} bytes, quickstart in a clean environment {time.monotonic() - start:.0f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()

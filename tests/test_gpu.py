@@ -1,0 +1,35 @@
+"""What needs a CUDA device: ``make gpu``."""
+
+import numpy as np
+import pytest
+
+from mio_export.embedding import embed
+from mio_export.exporting import export
+from mio_export.parity import verify
+from mio_export.runtimes.devices import has_cuda
+from mio_export.sample import extract_sample
+from mio_export.store import load_embeddings
+from mio_export.train import recipe_from_dict, train
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_cuda(), reason="no CUDA device is visible")]
+
+
+@pytest.mark.parametrize("objective", ["mio", "minc"])
+def test_train_export_prove_and_embed_on_cuda(tmp_path, objective):
+    images = tmp_path / "images"
+    extract_sample(images)
+    recipe = recipe_from_dict({"objective": objective, "epochs": 3})
+    result = train(recipe, images, tmp_path / "run", device="cuda")
+    assert np.isfinite(result.metrics["loss"])
+    path = tmp_path / "sample.mio"
+    export(tmp_path / "run", path, formats=("onnx", "torchscript"), images=images / "test")
+    verification = verify(path, images=images / "test", limit=1_000, device="cuda")
+    for report in verification.reports:
+        worst = min(comparison.min_cosine for comparison in report.comparisons)
+        print(f"{report.artifact} on {report.device}: min cosine {worst:.8f}, {report.problems}")  # noqa: T201
+    assert verification.passed
+    for device in ("cuda", "cpu"):
+        embed(path, images / "test", tmp_path / device, device=device)
+    a, b = (load_embeddings(tmp_path / device).vectors for device in ("cuda", "cpu"))
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosines.min() >= 0.99999

@@ -1,0 +1,152 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mio_export.errors import MioError, UsageError
+from mio_export.models import load_encoder
+from mio_export.sample import read_sample
+from mio_export.train import recipe_from_dict, train
+
+TINY = {"epochs": 3, "batch_size": 64, "hidden_dim": 64, "output_dim": 32}
+ARTIFACTS = ("encoder.safetensors", "metrics.jsonl", "encoder.json", "recipe.json")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "data"
+    folder.mkdir()
+    for index, image in enumerate(read_sample("train", limit=300)):
+        (folder / f"{index:03d}.png").write_bytes(image)
+    return folder
+
+
+def contents(run):
+    return {name: (run / name).read_bytes() for name in ARTIFACTS}
+
+
+@pytest.mark.parametrize("objective", ["mio", "minc", "spectral"])
+def test_a_seed_gives_the_same_weights_twice_and_another_seed_gives_others(data, tmp_path, objective):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(recipe_from_dict({**TINY, "objective": objective, "seed": seed}), data, tmp_path / name)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert contents(tmp_path / "a")["encoder.safetensors"] != contents(tmp_path / "c")["encoder.safetensors"]
+
+
+def test_a_run_holds_what_it_promises(data, tmp_path):
+    result = train(recipe_from_dict(TINY), data, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    keys = {"step", "loss", "mutual_information", "effective_rank", "effective_rank_projections", "learning_rate"}
+    assert all(keys <= line.keys() for line in lines)
+    assert lines[-1] == result.metrics
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]
+    assert (stored["image_size"], stored["channels"], stored["backbone"]) == (28, 1, "small")
+    encoder = load_encoder(tmp_path / "run")
+    images = np.zeros((2, 28, 28, 1), np.uint8)
+    np.testing.assert_array_equal(encoder.embed(images), result.encoder.embed(images))
+
+
+def test_training_moves_the_weights_and_leaves_torchs_generator_alone(data, tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    result = train(recipe_from_dict({**TINY, "epochs": 1}), data, tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), before)
+    fresh = result.encoder.untrained().backbone.state_dict()
+    assert any(not torch.equal(value, fresh[name]) for name, value in result.encoder.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("objective", ["mio", "minc"])
+def test_an_interrupted_run_resumes_to_the_same_weights(data, tmp_path, objective, monkeypatch):
+    from mio_export.train.recorder import Recorder
+
+    recipe = recipe_from_dict({**TINY, "objective": objective})
+    train(recipe, data, tmp_path / "whole")
+    save = Recorder._save
+
+    def save_then_stop(self, trainer, module, metrics):
+        save(self, trainer, module, metrics)
+        if metrics["epoch"] == 2:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(Recorder, "_save", save_then_stop)
+    with pytest.raises(ZeroDivisionError):
+        train(recipe, data, tmp_path / "run")
+    monkeypatch.undo()
+    train(recipe, data, tmp_path / "run", resume=True)
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    before = contents(tmp_path / "run")
+    train(recipe, data, tmp_path / "run", resume=True)  # a finished run is left as it is
+    assert contents(tmp_path / "run") == before
+
+
+def test_only_the_same_recipe_and_data_are_resumed(data, tmp_path):
+    run = tmp_path / "run"
+    train(recipe_from_dict({**TINY, "epochs": 1}), data, run)
+    with pytest.raises(UsageError, match="holds a run already; go on with it: --resume"):
+        train(recipe_from_dict({**TINY, "epochs": 1}), data, run)
+    with pytest.raises(UsageError, match=r"another recipe \(epochs: 1 there, 2 now\)"):
+        train(recipe_from_dict({**TINY, "epochs": 2}), data, run, resume=True)
+    with pytest.raises(UsageError, match="holds no run to resume"):
+        train(recipe_from_dict(TINY), data, tmp_path / "nowhere", resume=True)
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for path in sorted(data.iterdir())[:200]:
+        os.link(path, fewer / path.name)
+    with pytest.raises(UsageError, match="was begun on other images"):
+        train(recipe_from_dict({**TINY, "epochs": 1}), fewer, run, resume=True)
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(data, tmp_path):
+    command = [sys.executable, "-c", "from mio_export.cli.main import main; main()", "train"]
+    settings = [f"--set={key}={value}" for key, value in {**TINY, "epochs": 500}.items()]
+    arguments = ["--data", str(data), "-o", str(tmp_path / "run"), *settings]
+    process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.ckpt").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("mio: interrupted")
+    assert "Traceback" not in errors
+    epochs = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] + 1 in (epochs, epochs - 1)
+    load_encoder(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
+    with pytest.raises(MioError, match="the loss is not finite in epoch 1"):
+        train(recipe_from_dict({**TINY, "learning_rate": 1e30}), data, tmp_path / "run")
+
+
+def test_photos_train_in_colour(photos, tmp_path):
+    recipe = recipe_from_dict({**TINY, "epochs": 1, "image_size": 32, "objective": "minc"})
+    result = train(recipe, photos, tmp_path / "run")
+    assert result.recipe.channels == 3
+    assert result.encoder.preprocess.shape == (32, 32, 3)
+    (photos.parent / "with-bad").mkdir()
+    for index, path in enumerate(sorted(photos.rglob("*.jpg"))):
+        os.link(path, photos.parent / "with-bad" / f"{index}.jpg")
+    (photos.parent / "with-bad" / "zz.jpg").write_bytes(b"x")
+    result = train(recipe, photos.parent / "with-bad", tmp_path / "run2")
+    assert len(result.failures) <= 1  # it may have been held out
+
+
+def test_a_single_image_is_not_enough(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / part / "a.png")
+    with pytest.raises(MioError, match="an objective needs at least two"):
+        train(recipe_from_dict(TINY), tmp_path / "data", tmp_path / "run")

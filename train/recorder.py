@@ -1,0 +1,98 @@
+"""What a training run leaves behind after each epoch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from mio_export.errors import MioError
+from mio_export.files import staged_file, write_text
+from mio_export.metrics import effective_rank
+from mio_export.models import Encoder, save_encoder
+from mio_export.preprocess import Pixels
+from mio_export.progress import Task
+from mio_export.train.module import SelfSupervised
+
+METRICS = "metrics.jsonl"
+CHECKPOINT = "last.ckpt"
+
+
+class Recorder(pl.Callback):
+    """After each epoch: a line of metrics, then the encoder and a checkpoint, each file whole or not at all.
+
+    Args:
+        run: the run's folder.
+        clean: training images without augmentation to measure ranks on, uint8, shape (N, H, W, C).
+        task: is told of every step.
+    """
+
+    def __init__(self, run: Path, clean: Pixels, task: Task) -> None:
+        self._run, self._clean, self._task = run, clean, task
+        self._losses: list[Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the metrics of the epochs that the checkpoint has seen."""
+        path = self._run / METRICS
+        lines = (
+            path.read_text().splitlines()[: trainer.current_epoch] if path.exists() and trainer.current_epoch else []
+        )
+        write_text(path, "".join(f"{line}\n" for line in lines))
+        if trainer.global_step:
+            self._task.advance(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Collect the loss."""
+        self._losses.append(outputs["loss"].detach())
+        self._task.advance()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure, write, save."""
+        assert isinstance(pl_module, SelfSupervised)  # the only module that this callback serves
+        loss = float(torch.stack(self._losses).double().mean())
+        self._losses.clear()
+        if not np.isfinite(loss):
+            raise MioError(
+                f"the loss is not finite in epoch {trainer.current_epoch + 1}; lower learning_rate or use fp32"
+                f" (the last good checkpoint is {self._run / CHECKPOINT})"
+            )
+        metrics = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "loss": loss,
+            **self._health(pl_module, loss),
+        }
+        metrics["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        with (self._run / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        self._task.advance(
+            0, note=f"loss {loss:.3f}, MI {metrics['mutual_information']:.2f}, rank {metrics['effective_rank']:.0f}"
+        )
+        self._save(trainer, pl_module, metrics)
+
+    def _health(self, module: SelfSupervised, loss: float) -> dict[str, float]:
+        """The mutual-information estimate, and the rank of features and projections of clean training images."""
+        encoder, head = module.online["encoder"], module.online["head"]
+        assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
+        features = encoder.embed(self._clean)
+        head.eval()
+        with torch.inference_mode():
+            projections = head(torch.from_numpy(features).to(module.device)).float().cpu().numpy()
+        head.train()
+        return {
+            "mutual_information": module.objective.mutual_information(loss),  # type: ignore[operator]
+            "effective_rank": effective_rank(features),
+            "effective_rank_projections": effective_rank(projections),
+        }
+
+    def _save(self, trainer: pl.Trainer, module: SelfSupervised, metrics: dict[str, Any]) -> None:
+        encoder = module.online["encoder"]
+        assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
+        save_encoder(self._run, encoder, training={"recipe": module.recipe.to_dict(), "last": metrics})
+        with staged_file(self._run / CHECKPOINT) as temporary:
+            trainer.save_checkpoint(temporary)
