@@ -89,7 +89,8 @@ def _trained(training: Any) -> str:
         return "elsewhere; the weights were brought along"
     recipe, last = training["recipe"], training["last"]
     epochs = f"{last['epoch']} of {recipe['epochs']} epochs"
-    return f"{recipe['objective']}, {epochs}, batch size {recipe['batch_size']}, seed {recipe['seed']}"
+    images = f"{training['data']['num_images']:,} images"
+    return f"{recipe['objective']} on {images}, {epochs}, batch size {recipe['batch_size']}, seed {recipe['seed']}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

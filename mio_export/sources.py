@@ -36,12 +36,14 @@ class Listing:
     """Every entry whose suffix is an image's, sorted bytewise by key."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Number of other files by suffix ("" for none)."""
-    problems: list[str] = field(default_factory=list)
-    """Folders that could not be listed and links that lead back into the tree, one line each."""
+    unlisted: list[str] = field(default_factory=list)
+    """Folders that could not be listed, one line each; what they hold is unknown."""
+    circles: list[str] = field(default_factory=list)
+    """Links that lead back into the tree and were not followed, one line each."""
 
     def notes(self) -> list[str]:
         """Return what a person should know of what is not in ``files``, a line each."""
-        lines = list(self.problems)
+        lines = [*self.unlisted, *self.circles]
         heif = sum(count for suffix, count in self.ignored.items() if suffix in HEIF_SUFFIXES)
         if heif:
             lines.append(f"{heif:,} HEIC files left out: {HEIF_HINT}")
@@ -107,13 +109,13 @@ def _walk(
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in ancestors:
-        listing.problems.append(f"{_key(relative)}: a link back into its own folder, not followed")
+        listing.circles.append(f"{_key(relative)}: a link back into its own folder, not followed")
         return
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
-        listing.problems.append(f"{_key(relative)}: cannot be listed ({error.strerror})")
+        listing.unlisted.append(f"{_key(relative)}: cannot be listed ({error.strerror})")
         return
     for entry in entries:
         path = os.path.join(relative, entry.name) if relative else entry.name

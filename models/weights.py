@@ -1,5 +1,6 @@
 """Weights of a backbone that was trained elsewhere: safetensors, or a .pth of plain tensors."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's remarks on the pickles that it refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise UsageError(f"weights {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     except Exception as error:

@@ -100,6 +100,25 @@ def test_new_changed_and_vanished_files(bundle, folder, out):
     assert embed(bundle.path, folder, out).num_vanished == 0
 
 
+def test_nothing_is_pruned_while_a_folder_cannot_be_listed(bundle, folder, out, monkeypatch):
+    embed(bundle.path, folder, out)
+    before = state(out)
+    real = os.scandir
+
+    def scandir(path):
+        if os.fsencode(path).endswith(b"temple"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(
+        MioError, match=r"nothing is pruned while (.|\n)*temple: cannot be listed \(Permission denied\)"
+    ):
+        embed(bundle.path, folder, out, prune_vanished=True)
+    assert embed(bundle.path, folder, out).notes == ("temple: cannot be listed (Permission denied)",)
+    assert state(out) == before
+
+
 def test_a_touched_file_is_embedded_again(bundle, folder, out):
     embed(bundle.path, folder, out)
     os.utime(folder / "temple" / "00.jpg", ns=(1, 1))

@@ -63,8 +63,8 @@ def test_links_are_followed_but_never_in_circles(tmp_path):
     assert set(problems) == {"real/a.png", "linked/a.png", "dangling.png", "self.png"}
     assert problems["dangling.png"] == "broken link (No such file or directory)"
     assert problems["self.png"] == "broken link (Too many levels of symbolic links)"
-    assert len(listing.problems) == 2
-    assert all("not followed" in problem for problem in listing.problems)
+    assert len(listing.circles) == 2
+    assert all("not followed" in line for line in listing.notes())
 
 
 def test_a_pipe_is_named_and_never_opened(tmp_path):

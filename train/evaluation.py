@@ -80,6 +80,8 @@ def evaluate(path: str | Path, data: str | Path, *, progress: Progress | None = 
     path = Path(path)
     encoder = load_encoder(path)
     split = split_folder(Path(data))
+    for note in split.notes:
+        progress.line(note)
     train, test = (load_images(files, split, encoder.preprocess, progress) for files in (split.train, split.test))
     evaluation = evaluate_encoder(encoder, train, test, progress=progress)
     if (path / DESCRIPTION).is_file():

@@ -48,6 +48,8 @@ class Split:
     """Names of the class folders, sorted; empty if there are none."""
     prefixed: bool
     """Whether the folder brings its own ``train/`` and ``test/``."""
+    notes: tuple[str, ...]
+    """What a person should know of files that are in neither part, a line each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,15 @@ def split_folder(folder: Path) -> Split:
         if not prefixed or file.key.startswith(tuple(f"{s}/" for s in _SPLITS))
     }
     class_names = tuple(sorted(name for name in names if name)) if None not in names and len(names) > 1 else ()
-    return Split(train=tuple(parts["train"]), test=tuple(parts["test"]), class_names=class_names, prefixed=prefixed)
+    num_outside = len(listing.files) - len(parts["train"]) - len(parts["test"])
+    outside = [f"{num_outside:,} images lie outside {folder}/train and /test and were left out"] if num_outside else []
+    return Split(
+        train=tuple(parts["train"]),
+        test=tuple(parts["test"]),
+        class_names=class_names,
+        prefixed=prefixed,
+        notes=(*listing.notes(), *outside),
+    )
 
 
 def probe_geometry(files: Sequence[SourceFile]) -> Geometry:

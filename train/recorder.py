@@ -1,6 +1,7 @@
 """What a training run leaves behind after each epoch."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ class Recorder(pl.Callback):
         run: the run's folder.
         clean: training images without augmentation to measure ranks on, uint8, shape (N, H, W, C).
         task: is told of every step.
+        data: what the encoder is trained on, for its description.
     """
 
-    def __init__(self, run: Path, clean: Pixels, task: Task) -> None:
-        self._run, self._clean, self._task = run, clean, task
+    def __init__(self, run: Path, clean: Pixels, task: Task, *, data: Mapping[str, Any]) -> None:
+        self._run, self._clean, self._task, self._data = run, clean, task, data
         self._losses: list[Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -93,6 +95,7 @@ class Recorder(pl.Callback):
     def _save(self, trainer: pl.Trainer, module: SelfSupervised, metrics: dict[str, Any]) -> None:
         encoder = module.online["encoder"]
         assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
-        save_encoder(self._run, encoder, training={"recipe": module.recipe.to_dict(), "last": metrics})
+        training = {"recipe": module.recipe.to_dict(), "data": self._data, "last": metrics}
+        save_encoder(self._run, encoder, training=training)
         with staged_file(self._run / CHECKPOINT) as temporary:
             trainer.save_checkpoint(temporary)

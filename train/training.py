@@ -15,7 +15,7 @@ import torch
 from mio_export.errors import MioError, UsageError
 from mio_export.files import write_text
 from mio_export.models import Encoder, build_encoder
-from mio_export.preprocess import Preprocess
+from mio_export.preprocess import Pixels, Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads, resolve_device
 from mio_export.train.image_set import Geometry, ImageSet, load_images, mean_and_std, probe_geometry, split_folder
@@ -81,8 +81,8 @@ def train(
         _check_data(run, images)
     if len(images.pixels) < 2:
         raise MioError(f"{data} holds one training image; an objective needs at least two")
-    for failure in images.failures:
-        progress.line(f"left out: {failure}")
+    for note in (*split.notes, *(f"left out: {failure}" for failure in images.failures)):
+        progress.line(note)
     encoder = _fit(recipe, preprocess, images, run, resume, accelerator, progress)
     last = json.loads((run / METRICS).read_text().splitlines()[-1])
     return TrainResult(run=run, recipe=recipe, encoder=encoder.eval(), metrics=last, failures=images.failures)
@@ -139,7 +139,7 @@ def _check_run(run: Path, recipe: Recipe, resume: bool) -> None:
 
 
 def _check_data(run: Path, images: ImageSet) -> None:
-    if json.loads((run / RECIPE).read_text())["data_sha256"] != images.sha256:
+    if json.loads((run / RECIPE).read_text())["data"]["sha256"] != images.sha256:
         raise UsageError(f"{run} was begun on other images (files were added, removed or changed); choose another -o")
 
 
@@ -159,9 +159,8 @@ def _fit(
         module = SelfSupervised(encoder, recipe)
         batch_size = min(recipe.batch_size, len(images.pixels))
         loader = batch_loader(images.pixels, batch_size=batch_size, seed=recipe.seed)
-        write_text(
-            run / RECIPE, json.dumps({"recipe": recipe.to_dict(), "data_sha256": images.sha256}, indent=2) + "\n"
-        )
+        data = {"num_images": len(images.pixels), "sha256": images.sha256}
+        write_text(run / RECIPE, json.dumps({"recipe": recipe.to_dict(), "data": data}, indent=2) + "\n")
         progress.line(
             f"{recipe.objective} on {len(images.pixels):,} images of {preprocess.image_size} px, {recipe.backbone},"
             f" {recipe.epochs} epochs, {recipe.precision} on {accelerator}"
@@ -172,9 +171,7 @@ def _fit(
                 accelerator=accelerator,
                 devices=1,
                 precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
-                callbacks=[
-                    Recorder(run, images.pixels[:: max(1, len(images.pixels) // _CLEAN_SUBSET)][:_CLEAN_SUBSET], task)
-                ],
+                callbacks=[Recorder(run, _clean_subset(images.pixels), task, data=data)],
                 logger=False,
                 enable_checkpointing=False,
                 enable_model_summary=False,
@@ -183,6 +180,11 @@ def _fit(
             checkpoint = str(run / CHECKPOINT) if resume and (run / CHECKPOINT).is_file() else None
             trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     return encoder.cpu()
+
+
+def _clean_subset(pixels: Pixels) -> Pixels:
+    """At most 512 training images, evenly spread, to measure ranks on."""
+    return pixels[:: max(1, len(pixels) // _CLEAN_SUBSET)][:_CLEAN_SUBSET]
 
 
 def _native_precision(accelerator: str) -> Literal["fp32", "bf16"]:

@@ -33,6 +33,7 @@ class ViewConfig:
 
 
 _LUMA = (0.299, 0.587, 0.114)
+_YIQ = (_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 _CROP_TRIES = 10
 
 
@@ -110,16 +111,15 @@ def jitter(pixels: Tensor, config: ViewConfig, generator: torch.Generator) -> Te
 
 
 def _turn_hue(pixels: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """Rotate each image's chroma plane (YIQ) by an angle from ± ``amount`` of a full turn."""
-    angle = _uniform((pixels.shape[0], 1, 1), (-amount, amount), pixels, generator) * (2 * math.pi)
-    red, green, blue = pixels.unbind(dim=1)
-    luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
-    in_phase = 0.5959 * red - 0.2746 * green - 0.3213 * blue
-    quadrature = 0.2115 * red - 0.5227 * green + 0.3112 * blue
-    cos, sin = angle.cos(), angle.sin()
-    i, q = cos * in_phase - sin * quadrature, sin * in_phase + cos * quadrature
-    turned = (luma + 0.956 * i + 0.619 * q, luma - 0.272 * i - 0.647 * q, luma - 1.106 * i + 1.703 * q)
-    return torch.stack(turned, dim=1).clamp(0, 255)
+    """Rotate each image's chroma plane (YIQ) by an angle from ± ``amount`` of a full turn; luma stays."""
+    angle = _uniform((pixels.shape[0],), (-amount, amount), pixels, generator) * (2 * math.pi)
+    to_yiq = pixels.new_tensor(_YIQ)
+    rotation = torch.eye(3, device=pixels.device).repeat(len(angle), 1, 1)
+    rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
+    rotation[:, 2, 1] = angle.sin()
+    rotation[:, 1, 2] = -angle.sin()
+    turn = torch.linalg.inv(to_yiq) @ rotation @ to_yiq
+    return torch.einsum("nij,njhw->nihw", turn, pixels).clamp(0, 255)
 
 
 def _gray(pixels: Tensor) -> Tensor:

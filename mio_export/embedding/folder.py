@@ -99,13 +99,16 @@ def embed(
     Raises:
         UsageError: an argument is not allowed, or differs from what the store was begun with.
         SpaceError: the store holds vectors of another space, artifact, precision or decode mode.
-        MioError: the folder holds no images, or another process writes to the store.
+        MioError: the folder holds no images, another process writes to the store, or something is to be pruned while a
+            part of the folder cannot be listed.
     """
     opened, source, out = load_bundle(bundle), Path(source), Path(out)
     progress = progress or Progress()
     listing = list_images(source)
     if not listing.files:
         raise MioError("\n".join([f"no images found in {source}", *listing.notes()]))
+    if prune_vanished and listing.unlisted:
+        raise MioError("\n".join([f"nothing is pruned while parts of {source} cannot be listed", *listing.unlisted]))
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; -o names a folder")
     with locked(out):

@@ -41,6 +41,13 @@ def test_train_and_test_folders_are_taken_as_they_are(tmp_path):
     assert load(split.test, split).labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
+def test_images_outside_train_and_test_are_named(tmp_path):
+    make(tmp_path, ["train/a.png", "test/b.png", "val/c.png", "d.png"])
+    split = split_folder(tmp_path)
+    assert (len(split.train), len(split.test)) == (1, 1)
+    assert split.notes == (f"2 images lie outside {tmp_path}/train and /test and were left out",)
+
+
 def test_a_flat_folder_gives_no_labels(tmp_path):
     make(tmp_path, [f"{i}.png" for i in range(40)])
     split = split_folder(tmp_path)
