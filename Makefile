@@ -37,7 +37,7 @@ evidence: setup
 	$(BIN)/python benchmarks/quickstart.py
 
 gpu: setup
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu -s
 
 clean:
 	rm -rf .venv build dist *.egg-info mio-quickstart .mypy_cache .pytest_cache .ruff_cache

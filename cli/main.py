@@ -68,7 +68,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _report(error: BaseException) -> int:
     """Print an error in a line or two; return the exit status."""
     if isinstance(error, Interrupted):
-        return _say("interrupted; what was finished is kept, the same command goes on from there", error.exit_code)
+        return _say(
+            "interrupted; what was finished is kept, run it again to go on (train: with --resume)", error.exit_code
+        )
     if isinstance(error, MioError):
         return _say(str(error), error.exit_code)
     if isinstance(error, OSError) and error.strerror:

@@ -44,12 +44,14 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
 
 def print_evaluation(evaluation: "Evaluation") -> None:
     """Print an encoder's scores beside its baselines."""
+    from mio_export.metrics import HEADLINE_K
+
     has_labels = evaluation.num_classes is not None
-    header = ["", *(["kNN (k=20)"] if has_labels else []), "copy recall@1", "copy recall@10"]
+    header = ["", *([f"kNN (k={HEADLINE_K})"] if has_labels else []), "copy recall@1", "copy recall@10"]
     rows = [
         [
             name,
-            *([f"{100 * scores.knn[20]:.1f} %"] if scores.knn else []),
+            *([f"{100 * scores.knn[HEADLINE_K]:.1f} %"] if scores.knn else []),
             *(f"{100 * scores.copy_recall[k]:.1f} %" for k in (1, 10)),
         ]
         for name, scores in evaluation.scores.items()

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and their hashes."""
 
 import ctypes
+import glob
 import hashlib
 import os
 import shutil
@@ -43,10 +44,15 @@ def write_text(path: Path, text: str) -> None:
 def staged_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``path`` that takes its place at the end, or is removed on an error.
 
-    A folder that already lies at ``path`` is exchanged in one step where the system can do so (Linux).
+    A folder that already lies at ``path`` is exchanged in one step where the system can do so (Linux). What a killed
+    process left behind is cleared away.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    prefix = f".{path.name}.tmp-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _is_running(left.name.removeprefix(prefix)):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = path.with_name(f"{prefix}{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -67,6 +73,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_running(process_id: str) -> bool:
+    try:
+        os.kill(int(process_id), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _take_place(new: Path, path: Path) -> None:

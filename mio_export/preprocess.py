@@ -4,7 +4,7 @@ Training, evaluation, embedding, export, parity and serving all decode through t
 the same pixels everywhere. The cast to float and the normalisation are part of the encoder's graph.
 """
 
-import hashlib
+import functools
 import io
 import json
 import struct
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mio_export.errors import UsageError
+from mio_export.schema import InvalidValueError, validated
 
 Pixels = npt.NDArray[np.uint8]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -35,7 +36,7 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """The frozen, hashed decode contract of one encoder.
+    """The frozen decode contract of one encoder; it is hashed into the fingerprint of the embedding space.
 
     The fixed rules, version 1: EXIF orientation is applied; transparency is laid over ``background``; palettes are
     resolved; CMYK and other colour spaces are converted to RGB; 16-bit grey is divided by 257; grey becomes three equal
@@ -87,7 +88,7 @@ class Preprocess:
         )
         for holds, message in checks:
             if not holds:
-                raise UsageError(f"preprocess: {message}")
+                raise UsageError(message)
 
     @property
     def shorter_side(self) -> int:
@@ -103,10 +104,6 @@ class Preprocess:
         """Return the contract as JSON-ready values."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of the contract; equal contracts have equal fingerprints."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
-
     def decode(self, data: bytes) -> Pixels:
         """Decode an image file.
 
@@ -121,6 +118,7 @@ class Preprocess:
         """
         if not data:
             raise DecodeError("the file is empty")
+        register_heif()
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return self.pixels(image)
@@ -146,20 +144,27 @@ class Preprocess:
         return np.array(image, dtype=np.uint8).reshape(self.shape)
 
 
+@functools.cache
+def register_heif() -> bool:
+    """Let Pillow read HEIC, if the extra is installed; return whether it is."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
 def preprocess_from_dict(values: dict[str, Any]) -> Preprocess:
     """Build a contract from text that came from outside, strictly.
 
     Raises:
         UsageError: a key is unknown or missing, or a value is not allowed.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     try:
-        return TypeAdapter(Preprocess).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"preprocess: {where}: {first['msg']} (got {first['input']!r})") from None
+        return validated(values, Preprocess)
+    except InvalidValueError as error:
+        raise UsageError(f"preprocess: {error}") from None
 
 
 def _one_line(error: Exception) -> str:
@@ -224,4 +229,4 @@ def _resized_crop(image: Image.Image, shorter_side: int, crop: int, interpolatio
     return image.crop((left, top, left + crop, top + crop))
 
 
-__all__ = ["DecodeError", "Interpolation", "Pixels", "Preprocess", "preprocess_from_dict"]
+__all__ = ["DecodeError", "Interpolation", "Pixels", "Preprocess", "preprocess_from_dict", "register_heif"]

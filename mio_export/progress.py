@@ -13,7 +13,7 @@ class Task(Protocol):
     """One piece of work with a known amount."""
 
     def advance(self, amount: int = 1, *, note: str = "") -> None:
-        """Say that ``amount`` more is done; ``note`` is shown behind it."""
+        """Say that ``amount`` more is done; ``note``, if there is one, is shown behind it from now on."""
 
 
 class Progress:
@@ -56,7 +56,7 @@ class _PlainTask:
 
     def advance(self, amount: int = 1, *, note: str = "") -> None:
         self._done += amount
-        self._note = note
+        self._note = note or self._note
         if time.monotonic() - self._last >= _PLAIN_INTERVAL_S:
             self._last = time.monotonic()
             self.report()
@@ -98,7 +98,8 @@ class _BarTask:
     def advance(self, amount: int = 1, *, note: str = "") -> None:
         self._done += amount
         rate = self._done / max(time.monotonic() - self._start, 1e-9)
-        self._bars.update(self._task_id, advance=amount, rate=f"{rate:,.0f} {self._unit}/s", note=note)
+        changes = {"rate": f"{rate:,.0f} {self._unit}/s"} | ({"note": note} if note else {})
+        self._bars.update(self._task_id, advance=amount, **changes)
 
 
 def stderr_progress() -> Progress:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mio_export.bundle import MANIFEST, Artifact, Bundle, load_bundle
 from mio_export.errors import UsageError
+from mio_export.metrics import HEADLINE_K
 from mio_export.preprocess import Preprocess
 from mio_export.store import FAILED, OK, STORE, Row, StoreInfo, read_info, read_rows
 
@@ -72,7 +73,7 @@ def _decoding(preprocess: Preprocess) -> str:
 
 
 def _measured(scores: Mapping[str, Any]) -> str:
-    knn = f"kNN (k=20) {scores['knn']['20']:.1%}, " if scores["knn"] else ""
+    knn = f"kNN (k={HEADLINE_K}) {scores['knn'][str(HEADLINE_K)]:.1%}, " if scores["knn"] else ""
     return f"{knn}copy recall@1 {scores['copy_recall']['1']:.1%}"
 
 

@@ -1,12 +1,41 @@
-"""JSON files from outside: one strict model, one version check, the same errors for all of them."""
+"""Values from outside (JSON files, settings): one strict validator, one version check, the same errors for all."""
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mio_export.errors import GateError, MioError, UsageError
 
 T = TypeVar("T")
+
+
+class InvalidValueError(UsageError):
+    """A value from outside does not fit its model; ``where`` names the field."""
+
+    def __init__(self, message: str, *, where: str, kind: str) -> None:
+        super().__init__(message)
+        self.where = where
+        self.kind = kind
+
+
+def validated(values: Any, model: type[T]) -> T:
+    """Turn plain values into a frozen dataclass, strictly.
+
+    Raises:
+        InvalidValueError: a key is unknown or missing, or a value is not allowed.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(model).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raised = first.get("ctx", {}).get("error")
+        if isinstance(raised, UsageError):
+            raise InvalidValueError(str(raised), where=where, kind=first["type"]) from None
+        message = f"{where}: {first['msg']} (got {first['input']!r})"
+        raise InvalidValueError(message, where=where, kind=first["type"]) from None
 
 
 def parse_json(text: bytes, model: type[T], *, where: Path, newest: int) -> T:
@@ -22,8 +51,6 @@ def parse_json(text: bytes, model: type[T], *, where: Path, newest: int) -> T:
         MioError: the file was written by a newer mio-export.
         GateError: it is damaged.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     try:
         values = json.loads(text)
         version = int(values["schema_version"])
@@ -33,12 +60,9 @@ def parse_json(text: bytes, model: type[T], *, where: Path, newest: int) -> T:
         update = "update with: pip install -U mio-export"
         raise MioError(f"{where} has schema version {version}, this mio-export reads up to {newest}; {update}")
     try:
-        return TypeAdapter(model).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise GateError(f"{where} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except UsageError as error:
+        return validated(values, model)
+    except InvalidValueError as error:
         raise GateError(f"{where} is damaged: {error}") from None
 
 
-__all__ = ["parse_json"]
+__all__ = ["InvalidValueError", "parse_json", "validated"]

@@ -3,10 +3,14 @@
 import os
 import stat
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from mio_export.errors import UsageError
+
+T = TypeVar("T")
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".heics", ".heifs", ".hif"})
 HEIF_HINT = "HEIC needs the extra: pip install 'mio-export[heic]'"
@@ -60,12 +64,9 @@ def image_suffixes() -> frozenset[str]:
     """Return the lower-case suffixes that Pillow can read here, HEIC's among them if its extra is installed."""
     from PIL import Image
 
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        pass
-    else:
-        register_heif_opener()
+    from mio_export.preprocess import register_heif
+
+    register_heif()
     Image.init()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN)
 
@@ -88,6 +89,19 @@ def list_images(folder: Path) -> Listing:
     return listing
 
 
+def spread(items: Sequence[T], limit: int) -> list[T]:
+    """Return at most ``limit`` items at even distances, in their order.
+
+    Raises:
+        UsageError: ``limit`` is below 1.
+    """
+    if limit < 1:
+        raise UsageError(f"limit must be 1 or more, got {limit}")
+    if len(items) <= limit:
+        return list(items)
+    return [items[(2 * index + 1) * len(items) // (2 * limit)] for index in range(limit)]
+
+
 def read_file(path: Path) -> tuple[bytes, os.stat_result]:
     """Return a regular file's bytes and its status at that moment; never waits on a pipe or a device.
 
@@ -106,12 +120,12 @@ def _walk(
     root: bytes, relative: bytes, ancestors: tuple[tuple[int, int], ...], suffixes: frozenset[str], listing: Listing
 ) -> None:
     folder = os.path.join(root, relative) if relative else root
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in ancestors:
-        listing.circles.append(f"{_key(relative)}: a link back into its own folder, not followed")
-        return
     try:
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in ancestors:
+            listing.circles.append(f"{_key(relative)}: a link back into its own folder, not followed")
+            return
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
@@ -130,23 +144,25 @@ def _add(entry: os.DirEntry[bytes], relative: bytes, suffixes: frozenset[str], l
     if suffix not in suffixes:
         listing.ignored[_key(os.fsencode(suffix))] += 1
         return
-    problem = None
+    size, mtime_ns, problem = _examined(entry)
+    path = Path(os.fsdecode(entry.path))
+    listing.files.append(SourceFile(key=_key(relative), path=path, size=size, mtime_ns=mtime_ns, problem=problem))
+
+
+def _examined(entry: os.DirEntry[bytes]) -> tuple[int, int, str | None]:
+    """Return size, time of change, and why the file cannot be read, if that is plain already."""
     try:
         status = entry.stat()
-        if not stat.S_ISREG(status.st_mode):
-            problem = f"not a regular file ({_kind(status.st_mode)})"
     except OSError as error:
-        status = entry.stat(follow_symlinks=False)
-        problem = f"broken link ({error.strerror})"
-    listing.files.append(
-        SourceFile(
-            key=_key(relative),
-            path=Path(os.fsdecode(entry.path)),
-            size=status.st_size,
-            mtime_ns=status.st_mtime_ns,
-            problem=problem,
-        )
-    )
+        what = "broken link" if entry.is_symlink() else "cannot be examined"
+        problem = f"{what} ({error.strerror})"
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except OSError:  # its folder may not be searched, or it is gone by now
+            return 0, 0, problem
+        return status.st_size, status.st_mtime_ns, problem
+    regular = stat.S_ISREG(status.st_mode)
+    return status.st_size, status.st_mtime_ns, None if regular else f"not a regular file ({_kind(status.st_mode)})"
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -171,4 +187,4 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "special file")
 
 
-__all__ = ["HEIF_HINT", "Listing", "SourceFile", "image_suffixes", "list_images", "read_file"]
+__all__ = ["HEIF_HINT", "Listing", "SourceFile", "image_suffixes", "list_images", "read_file", "spread"]

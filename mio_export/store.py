@@ -176,21 +176,19 @@ def read_rows(folder: Path) -> list[Row]:
 def prune(folder: Path, keep: frozenset[str]) -> int:
     """Drop the rows of all keys but ``keep``, and rows that a later shard replaces; return how many keys went.
 
-    Each shard is rewritten whole or not at all, and doing it twice does no harm, so it may be killed at any moment.
+    Each shard is rewritten whole or not at all, the oldest first, so that the row that counts is the last to go: it may
+    be killed at any moment, and done again.
     """
-    dropped: set[str] = set()
-    later: set[str] = set()
-    for path in reversed(shard_paths(folder)):
+    shards = shard_paths(folder)
+    last = {key: path for path in shards for key in _read(path, ["key"]).column("key").to_pylist()}
+    for path in shards:
         table = _read(path)
-        keys = table.column("key").to_pylist()
-        stays = [key in keep and key not in later for key in keys]
-        dropped.update(key for key in keys if key not in keep)
-        later.update(keys)
+        stays = [key in keep and last[key] == path for key in table.column("key").to_pylist()]
         if not any(stays):
             path.unlink()
         elif not all(stays):
             _write_table(path, table.filter(pa.array(stays)))
-    return len(dropped)
+    return sum(key not in keep for key in last)
 
 
 def load_embeddings(folder: str | Path) -> Embeddings:

@@ -33,7 +33,10 @@ def encoder_from_weights(
     if stem not in ("imagenet", "small"):
         raise UsageError(f"stem must be imagenet or small, got {stem!r}")
     given = dict(preprocess or {})
-    known = build_backbone(backbone, channels=int(given.get("channels", 3)), stem=stem)  # type: ignore[arg-type]
+    for key in {"channels", "image_size"} & given.keys():
+        if not isinstance(given[key], int):
+            raise UsageError(f"preprocess: {key} must be a whole number, got {given[key]!r}")
+    known = build_backbone(backbone, channels=given.get("channels", 3), stem=stem)  # type: ignore[arg-type]
     contract = preprocess_from_dict(_with_defaults(known.preprocess, given))
     encoder = build_encoder(known.name, contract, stem=stem)  # type: ignore[arg-type]
     _load_into(encoder.backbone, read_tensors(weights), weights)

@@ -1,5 +1,6 @@
-"""Build the wheel, install it into a clean environment, and run ``mio quickstart`` there."""
+"""Build the wheel, install it into a clean environment, and run the example of ``mio quickstart --help`` there."""
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -36,8 +37,10 @@ def main() -> None:
         )
         assert found == ["mio_export"], found
         run(*install, "--constraint", ROOT / "constraints.txt", wheel, cwd=folder)
+        mio = environment / "bin" / "mio"
+        (example,) = re.findall(r"Example:  mio (.*)", run(mio, "quickstart", "--help", cwd=folder))
         start = time.monotonic()
-        table = run(environment / "bin" / "mio", "quickstart", cwd=folder)
+        table = run(mio, *example.split(), cwd=folder)
         print(table)
         print(
             f"wheel {wheel.stat().st_size:,} bytes, quickstart in a clean environment {time.monotonic() - start:.0f} s"

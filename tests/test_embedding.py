@@ -14,7 +14,7 @@ from PIL import Image
 
 from mio_export.bundle import load_bundle, save_manifest
 from mio_export.embedding import embed
-from mio_export.errors import MioError, SpaceError, UsageError
+from mio_export.errors import GateError, MioError, SpaceError, UsageError
 from mio_export.exporting import export
 from mio_export.runtimes import open_runtime
 from mio_export.store import load_embeddings, locked, read_rows, shard_paths
@@ -98,6 +98,41 @@ def test_new_changed_and_vanished_files(bundle, folder, out):
     rows = [row for path in shard_paths(out) for row in pq.read_table(path).column("key").to_pylist()]
     assert len(rows) == len(set(rows)) == 24
     assert embed(bundle.path, folder, out).num_vanished == 0
+
+
+def test_a_prune_that_is_killed_halfway_keeps_the_rows_that_count(bundle, folder, out, monkeypatch):
+    import mio_export.store as store_module
+
+    embed(bundle.path, folder, out, shard_size=8)
+    for path in sorted(folder.rglob("*.jpg"))[:3]:
+        os.utime(path, ns=(1, 1))
+    embed(bundle.path, folder, out)
+    before = read_rows(out)
+    (folder / "flower" / "12.jpg").unlink()
+    write = store_module._write_table
+    calls = []
+
+    def die_at_the_second(path, table):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(path, table)
+
+    monkeypatch.setattr(store_module, "_write_table", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        embed(bundle.path, folder, out, prune_vanished=True)
+    left = {row.key: row for row in read_rows(out)}
+    assert all(left[row.key] == row for row in before if row.key in left)  # no older row has come back
+    monkeypatch.undo()
+    embed(bundle.path, folder, out, prune_vanished=True)
+    assert [row.key for row in read_rows(out)] == [row.key for row in before if row.key != "flower/12.jpg"]
+
+
+def test_shards_without_their_description_are_not_added_to(bundle, photos, out):
+    embed(bundle.path, photos, out)
+    (out / "store.json").unlink()
+    with pytest.raises(GateError, match=r"holds shards but no store.json"):
+        embed(bundle.path, photos, out)
 
 
 def test_nothing_is_pruned_while_a_folder_cannot_be_listed(bundle, folder, out, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -61,10 +62,12 @@ def test_no_path_and_no_user_name_is_in_any_file(bundle):
                 assert not [part for part in parts if part in content], path
 
 
-def test_two_exports_of_one_encoder_have_the_same_onnx_bytes(bundle, encoder, photos, tmp_path):
-    again = export(encoder, tmp_path / "again.mio", images=photos, max_batch=32).bundle
-    assert again.artifact("onnx", "fp32").sha256 == bundle.artifact("onnx", "fp32").sha256
-    assert again.manifest.space == bundle.manifest.space
+def test_two_exports_of_one_encoder_have_the_same_bytes(bundle, encoder, photos, tmp_path):
+    export(encoder, tmp_path / "encoder.mio", formats=("onnx", "torchscript"), images=photos, max_batch=32)
+    for path in bundle.path.rglob("*"):
+        if path.is_file():
+            again = tmp_path / "encoder.mio" / path.relative_to(bundle.path)
+            assert again.read_bytes() == path.read_bytes(), path
 
 
 def test_normalize_is_in_the_graph_and_is_another_space(bundle, run_folder, photos, tmp_path):
@@ -142,8 +145,34 @@ def test_bad_arguments_are_refused(encoder, tmp_path, options, message):
 
 def test_a_folder_that_is_no_bundle_is_not_overwritten(encoder, tmp_path):
     (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text('{"name": "a web app"}')
     with pytest.raises(UsageError, match="exists and is not a bundle"):
         export(encoder, tmp_path / "data")
+
+
+def test_a_bundle_in_which_somebody_keeps_other_things_is_not_overwritten(bundle, encoder, tmp_path):
+    copied = shutil.copytree(bundle.path, tmp_path / "copy.mio")
+    (copied / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"also holds notes.txt, which would be lost"):
+        export(encoder, copied)
+
+
+def test_the_callers_encoder_is_left_as_it_was(encoder, photos, tmp_path):
+    spec = encoder.spec
+    export(encoder, tmp_path / "unit.mio", images=photos, normalize=True)
+    assert encoder.spec == spec
+
+
+def test_the_evaluation_of_a_run_comes_along_only_if_it_is_of_these_weights(run_folder, bundle, photos, tmp_path):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    scores = {
+        "weights_sha256": bundle.manifest.weights_sha256,
+        "scores": {"trained": {"knn": None, "copy_recall": {"1": 0.5}}},
+    }
+    (run / "evaluation.json").write_text(json.dumps(scores))
+    assert export(run, tmp_path / "a.mio", images=photos).bundle.manifest.metrics == scores
+    (run / "evaluation.json").write_text(json.dumps({**scores, "weights_sha256": "0"}))
+    assert export(run, tmp_path / "b.mio", images=photos).bundle.manifest.metrics is None
 
 
 def test_batches_of_one_can_be_the_whole_declared_range(encoder, photos, tmp_path):

@@ -65,6 +65,9 @@ for number in range(10_000):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert (target / "a").read_text() == (target / "b").read_text()
+    with staged_folder(target):
+        assert len(names(tmp_path)) == 2  # what the killed process left is gone
+    assert names(tmp_path) == ["folder"]
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):

@@ -56,6 +56,13 @@ def test_neighbor_agreement_is_one_for_equal_and_small_for_unrelated_rows(rng):
     assert neighbor_agreement(rows, rng.normal(size=(200, 16)), k=10) < 0.2
 
 
+def test_neighbor_agreement_is_not_fooled_by_equal_rows(rng):
+    rows = np.repeat(rng.normal(size=(20, 16)), 5, axis=0)
+    rounded = rows * (1 + 1e-9 * rng.normal(size=rows.shape))
+    assert neighbor_agreement(rows, rounded, k=1) == 1.0
+    assert neighbor_agreement(rows, rounded, k=3) == 1.0
+
+
 def test_effective_rank_of_known_matrices(rng):
     assert effective_rank(np.zeros((10, 4))) == 1.0
     assert effective_rank(np.ones((10, 4))) == pytest.approx(1.0)

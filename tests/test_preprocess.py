@@ -3,6 +3,7 @@ import re
 import struct
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.functional import InterpolationMode
 
+from mio_export.bundle import EncoderSpec, space_fingerprint
 from mio_export.errors import UsageError
 from mio_export.preprocess import DecodeError, Preprocess, preprocess_from_dict
 
@@ -129,6 +131,15 @@ def test_of_an_animation_the_first_frame_counts():
     assert exact(8).decode(data)[0, 0].tolist() == [250, 0, 0]
 
 
+def test_heic_is_read_with_its_extra(photo_crops):
+    from pillow_heif import from_pillow
+
+    buffer = io.BytesIO()
+    from_pillow(photo_crops[0]).save(buffer, quality=100)
+    difference = exact(160).decode(buffer.getvalue()).astype(int) - np.asarray(photo_crops[0]).astype(int)
+    assert np.abs(difference).mean() < 3
+
+
 def bomb():
     """A PNG header that promises 50,000 x 50,000 pixels."""
 
@@ -169,7 +180,7 @@ def test_a_contracts_own_pixel_limit_holds(photo_crops):
         exact(32, max_pixels=100).decode(encoded(photo_crops[0]))
 
 
-def test_every_field_is_part_of_the_fingerprint():
+def test_every_field_is_part_of_the_space():
     base = Preprocess(image_size=32)
     others = [
         Preprocess(image_size=33),
@@ -181,8 +192,15 @@ def test_every_field_is_part_of_the_fingerprint():
         Preprocess(image_size=32, background=0),
         Preprocess(image_size=32, max_pixels=1000),
     ]
-    assert len({p.fingerprint() for p in (base, *others)}) == 9
-    assert Preprocess(image_size=32, resize_size=32).fingerprint() == base.fingerprint()
+    encoder = EncoderSpec(backbone="small", stem="small", embedding_dim=4)
+
+    def space(preprocess, weights="0", spec=encoder):
+        return space_fingerprint(weights_sha256=weights, encoder=spec, preprocess=preprocess)
+
+    spaces = [space(preprocess) for preprocess in (base, *others)]
+    spaces += [space(base, weights="1"), space(base, spec=replace(encoder, normalize=True))]
+    assert len(set(spaces)) == 11
+    assert space(Preprocess(image_size=32, resize_size=32)) == space(base)
 
 
 def test_survives_the_way_through_json():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mio_export.errors import UsageError
 from mio_export.sample import NUM_IMAGES, extract_sample, read_sample
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -24,6 +25,14 @@ def test_it_is_balanced_and_extracts_to_class_folders(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
     extract_sample(folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")} == before
+
+
+def test_a_folder_with_somebodys_images_is_never_replaced(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.jpg").write_bytes(b"precious")
+    with pytest.raises(UsageError, match="exists and is not the sample"):
+        extract_sample(tmp_path / "images")
+    assert (tmp_path / "images" / "mine.jpg").read_bytes() == b"precious"
 
 
 def test_no_image_appears_twice():

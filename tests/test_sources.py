@@ -1,9 +1,11 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
 from mio_export.errors import UsageError
-from mio_export.sources import image_suffixes, list_images, read_file
+from mio_export.sources import image_suffixes, list_images, read_file, spread
 
 
 def touch(path, data=b"x"):
@@ -73,6 +75,45 @@ def test_a_pipe_is_named_and_never_opened(tmp_path):
     assert file.problem == "not a regular file (named pipe)"
     with pytest.raises(OSError, match="not a regular file"):
         read_file(tmp_path / "pipe.jpg")  # returns at once
+
+
+def test_what_vanishes_or_is_closed_while_it_is_listed_is_named(tmp_path, monkeypatch):
+    touch(tmp_path / "a.png")
+    touch(tmp_path / "closed" / "b.png")
+    real = os.stat
+
+    def stat(path, **options):
+        if os.fsencode(path).endswith(b"closed"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    listing = list_images(tmp_path)
+    assert [file.key for file in listing.files] == ["a.png"]
+    assert listing.unlisted == ["closed: cannot be listed (Permission denied)"]
+
+
+def test_a_folder_that_may_be_listed_but_not_searched_gives_rows_with_a_reason(tmp_path):
+    touch(tmp_path / "sub" / "b.png")
+    (tmp_path / "sub").chmod(0o444)
+    code = "import sys; from pathlib import Path; from mio_export.sources import list_images\n"
+    code += "print([(f.key, f.problem) for f in list_images(Path(sys.argv[1])).files])"
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    try:
+        result = subprocess.run(
+            [*drop, sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+        )
+    finally:
+        (tmp_path / "sub").chmod(0o755)
+    assert result.stdout.strip() == "[('sub/b.png', 'cannot be examined (Permission denied)')]"
+
+
+def test_spread_takes_from_the_whole_range():
+    assert spread(range(10), 20) == list(range(10))
+    assert spread(range(100), 4) == [12, 37, 62, 87]
+    assert spread(range(15), 10)[-1] == 14
+    with pytest.raises(UsageError, match="limit must be 1 or more, got 0"):
+        spread(range(3), 0)
 
 
 def test_what_is_no_folder_is_refused(tmp_path):

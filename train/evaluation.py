@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from mio_export.files import write_text
 from mio_export.metrics import knn_accuracy, retrieval_recall
 from mio_export.models import Encoder, load_encoder
-from mio_export.models.checkpoint import DESCRIPTION, EVALUATION
+from mio_export.models.checkpoint import DESCRIPTION, EVALUATION, load_description
 from mio_export.preprocess import Pixels
 from mio_export.progress import Progress
 from mio_export.train.image_set import ImageSet, load_images, split_folder
 from mio_export.train.views import ViewConfig, random_view
 
-KNN_K = 20
-"""The k that tables show; the others are in the result."""
 _PCA_DIM = 128
+_LARGEST_RAW = 64
+_SHRUNK = 32
 _COPY_SEED = 20211
 COPY_VIEW = ViewConfig(
     crop_area=(0.4, 1.0),
@@ -83,22 +84,29 @@ def evaluate(path: str | Path, data: str | Path, *, progress: Progress | None = 
     for note in split.notes:
         progress.line(note)
     train, test = (load_images(files, split, encoder.preprocess, progress) for files in (split.train, split.test))
-    evaluation = evaluate_encoder(encoder, train, test, progress=progress)
-    if (path / DESCRIPTION).is_file():
-        write_text(path / EVALUATION, json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    description = load_description(path) if (path / DESCRIPTION).is_file() else None
+    seed = description.training["recipe"]["seed"] if description and description.training else 0
+    evaluation = evaluate_encoder(encoder, train, test, seed=seed, progress=progress)
+    if description is not None:
+        values = {
+            "weights_sha256": description.weights_sha256,
+            "data_sha256": {"train": train.sha256, "test": test.sha256},
+            **evaluation.to_dict(),
+        }
+        write_text(path / EVALUATION, json.dumps(values, indent=2) + "\n")
     return evaluation
 
 
 def evaluate_encoder(
-    encoder: Encoder, train: ImageSet, test: ImageSet, *, progress: Progress | None = None
+    encoder: Encoder, train: ImageSet, test: ImageSet, *, seed: int = 0, progress: Progress | None = None
 ) -> Evaluation:
-    """Evaluate an encoder on images in memory."""
+    """Evaluate an encoder on images in memory; ``seed`` is the run's, from which it drew its untrained weights."""
     progress = progress or Progress()
     copies = augmented_copies(test.pixels)
     embedders = {
-        "raw pixels": _flatten,
+        "raw pixels": _raw,
         "PCA": _pca(train.pixels),
-        "untrained": encoder.untrained().embed,
+        "untrained": encoder.untrained(seed=seed).embed,
         "trained": encoder.embed,
     }
     scores = {}
@@ -135,14 +143,19 @@ def _scores(
     return Scores(knn=knn, copy_recall=retrieval_recall(copies, test))
 
 
-def _flatten(pixels: Pixels) -> npt.NDArray[np.float32]:
-    return pixels.reshape(len(pixels), -1).astype(np.float32)
+def _raw(pixels: Pixels) -> npt.NDArray[np.float32]:
+    """Pixels as rows; images above 64 px are averaged down to 32 px first, or the rows would not fit in memory."""
+    if pixels.shape[1] <= _LARGEST_RAW:
+        return pixels.reshape(len(pixels), -1).astype(np.float32)
+    blocks = torch.from_numpy(pixels).split(256)
+    small = [F.interpolate(block.permute(0, 3, 1, 2).float(), size=_SHRUNK, mode="area") for block in blocks]
+    return torch.cat(small).flatten(1).numpy()
 
 
 def _pca(pixels: Pixels) -> Any:
     """Fit PCA on the training pixels; return what embeds with it."""
     from sklearn.decomposition import PCA
 
-    rows = _flatten(pixels)
+    rows = _raw(pixels)
     pca = PCA(min(_PCA_DIM, *rows.shape), svd_solver="randomized", random_state=0).fit(rows)
-    return lambda images: pca.transform(_flatten(images)).astype(np.float32)
+    return lambda images: pca.transform(_raw(images)).astype(np.float32)

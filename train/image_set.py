@@ -1,6 +1,7 @@
 """Images for training and evaluation, decoded once and held in memory as uint8."""
 
 import hashlib
+import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from mio_export.errors import MioError, UsageError
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads
-from mio_export.sources import SourceFile, list_images, read_file
+from mio_export.sources import SourceFile, list_images, read_file, spread
 
-_SPLITS = ("train", "test")
+_HELD_OUT_NAMES = ("test", "val", "valid", "validation")
 _HELD_OUT_OF = 5
 _PROBED = 200
+_BLOCK_BYTES = 16_000_000
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
 
 
@@ -65,8 +67,8 @@ class Geometry:
 def split_folder(folder: Path) -> Split:
     """Divide a folder's images into training and test files.
 
-    ``train/`` and ``test/`` inside it are taken as they are; otherwise a fifth of the files, chosen by a hash of their
-    names, is held out. Class folders below give labels; files that lie flat give none.
+    ``train/`` and ``test/`` (or ``val/``) inside it are taken as they are; otherwise a fifth of the files, chosen by a
+    hash of their names, is held out. Class folders below give labels; files that lie flat give none.
 
     Raises:
         UsageError: it is no folder.
@@ -74,30 +76,24 @@ def split_folder(folder: Path) -> Split:
     """
     listing = list_images(folder)
     tops = {PurePosixPath(file.key).parts[0] for file in listing.files if "/" in file.key}
-    prefixed = set(_SPLITS) <= tops
+    held_out = next((name for name in _HELD_OUT_NAMES if name in tops), None)
+    prefixed = "train" in tops and held_out is not None
     if prefixed:
-        parts = {split: [file for file in listing.files if file.key.startswith(f"{split}/")] for split in _SPLITS}
+        train = [file for file in listing.files if file.key.startswith("train/")]
+        test = [file for file in listing.files if file.key.startswith(f"{held_out}/")]
     else:
-        held_out = [_is_held_out(file.key) for file in listing.files]
-        parts = {
-            "train": [file for file, out in zip(listing.files, held_out, strict=True) if not out],
-            "test": [file for file, out in zip(listing.files, held_out, strict=True) if out],
-        }
-    if not parts["train"] or not parts["test"]:
-        raise MioError(
-            "\n".join([f"{folder} holds {len(listing.files)} images, too few to train and test on", *listing.notes()])
-        )
-    names = {
-        _class_name(file.key, prefixed)
-        for file in listing.files
-        if not prefixed or file.key.startswith(tuple(f"{s}/" for s in _SPLITS))
-    }
+        train = [file for file in listing.files if not _is_held_out(file.key)]
+        test = [file for file in listing.files if _is_held_out(file.key)]
+    if not train or not test:
+        message = f"{folder} holds {len(listing.files)} images, too few to train and test on"
+        raise MioError("\n".join([message, *listing.notes()]))
+    names = {_class_name(file.key, prefixed) for file in (*train, *test)}
     class_names = tuple(sorted(name for name in names if name)) if None not in names and len(names) > 1 else ()
-    num_outside = len(listing.files) - len(parts["train"]) - len(parts["test"])
-    outside = [f"{num_outside:,} images lie outside {folder}/train and /test and were left out"] if num_outside else []
+    num_outside = len(listing.files) - len(train) - len(test)
+    outside = [f"{num_outside:,} images outside train/ and {held_out}/ were left out"] if num_outside else []
     return Split(
-        train=tuple(parts["train"]),
-        test=tuple(parts["test"]),
+        train=tuple(train),
+        test=tuple(test),
         class_names=class_names,
         prefixed=prefixed,
         notes=(*listing.notes(), *outside),
@@ -111,9 +107,9 @@ def probe_geometry(files: Sequence[SourceFile]) -> Geometry:
         MioError: none of them is an image.
     """
     sides, modes = [], set()
-    for file in files[:: max(1, len(files) // _PROBED)]:
+    for file in spread([file for file in files if file.problem is None], _PROBED):
         try:
-            with Image.open(file.path) as image:
+            with Image.open(io.BytesIO(read_file(file.path)[0])) as image:
                 sides.append(min(image.size))
                 modes.add(image.mode)
         except Exception:  # noqa: BLE001 - decoding names every unreadable file; this is only a look
@@ -157,8 +153,9 @@ def load_images(files: Sequence[SourceFile], split: Split, preprocess: Preproces
 
 def mean_and_std(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, pixels counted in [0, 1]."""
-    values = images.pixels.reshape(-1, images.pixels.shape[-1])
-    counts = [np.bincount(values[:, channel], minlength=256) for channel in range(values.shape[1])]
+    counts = np.zeros((images.pixels.shape[-1], 256), dtype=np.int64)
+    for block in np.array_split(images.pixels, max(1, images.pixels.nbytes // _BLOCK_BYTES)):
+        counts += [np.bincount(block[..., channel].reshape(-1), minlength=256) for channel in range(len(counts))]
     levels = np.arange(256) / 255
     means = [float((count * levels).sum() / count.sum()) for count in counts]
     deviations = [

@@ -7,20 +7,20 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from mio_export.errors import UsageError
+from mio_export.schema import InvalidValueError, validated
+from mio_export.train.objectives.registry import OBJECTIVES
 from mio_export.train.views import ViewConfig
-
-Objective = Literal["mio", "minc", "spectral"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The settings of a training run; the same recipe, data and machine give the same weights."""
+    """The settings of a training run; on a CPU the same recipe, data and machine give the same weights."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    objective: Objective = "mio"
-    """Which loss: mio, minc or spectral."""
-    loss: Mapping[str, float | bool | str] = field(default_factory=dict)
+    objective: str = "mio"
+    """Which loss, by its name in the registry: mio, minc or spectral."""
+    loss: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments of the loss that differ from the objective's defaults, such as temperature."""
     backbone: str = "auto"
     """A backbone's name; auto: small up to 64 px, torchvision/resnet18 above."""
@@ -59,6 +59,7 @@ class Recipe:
         positive = ("epochs", "batch_size", "hidden_dim", "output_dim", "num_layers", "learning_rate")
         checks = [(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}") for name in positive]
         checks += [
+            (self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}"),
             (self.image_size is None or self.image_size >= 8, f"image_size must be 8 or more, got {self.image_size}"),
             (0 <= self.warmup_share < 1, f"warmup_share must be in [0, 1), got {self.warmup_share}"),
             (0 <= self.target_momentum < 1, f"target_momentum must be in [0, 1), got {self.target_momentum}"),
@@ -67,7 +68,7 @@ class Recipe:
         ]
         for holds, message in checks:
             if not holds:
-                raise UsageError(f"recipe: {message}")
+                raise UsageError(message)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON-ready values."""
@@ -80,16 +81,12 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: a key is unknown (its nearest name is given), or a value is not allowed.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     try:
-        return TypeAdapter(Recipe).validate_python(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise UsageError(f"recipe: unknown setting {where!r}{_nearest(where)}") from None
-        raise UsageError(f"recipe: {where}: {first['msg']} (got {first['input']!r})") from None
+        return validated(dict(values), Recipe)
+    except InvalidValueError as error:
+        if error.kind in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise UsageError(f"recipe: unknown setting {error.where!r}{_nearest(error.where)}") from None
+        raise UsageError(f"recipe: {error}") from None
 
 
 def _nearest(name: str) -> str:

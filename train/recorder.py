@@ -61,7 +61,7 @@ class Recorder(pl.Callback):
         if not np.isfinite(loss):
             raise MioError(
                 f"the loss is not finite in epoch {trainer.current_epoch + 1}; lower learning_rate or use fp32"
-                f" (the last good checkpoint is {self._run / CHECKPOINT})"
+                f"; what earlier epochs made is in {self._run}"
             )
         metrics = {
             "epoch": trainer.current_epoch + 1,

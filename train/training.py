@@ -18,6 +18,7 @@ from mio_export.models import Encoder, build_encoder
 from mio_export.preprocess import Pixels, Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads, resolve_device
+from mio_export.sources import spread
 from mio_export.train.image_set import Geometry, ImageSet, load_images, mean_and_std, probe_geometry, split_folder
 from mio_export.train.module import SelfSupervised, batch_loader
 from mio_export.train.recipe import Recipe
@@ -71,7 +72,7 @@ def train(
     data, run = Path(data), Path(run)
     progress = progress or Progress()
     split = split_folder(data)
-    accelerator = "gpu" if resolve_device(device) == "cuda" else "cpu"
+    accelerator = "gpu" if resolve_device(device, library="torch") == "cuda" else "cpu"
     recipe = _settled(recipe, probe_geometry(split.train), accelerator)
     _check_run(run, recipe, resume)
     preprocess = _contract(recipe, (0.5,), (0.5,))
@@ -184,7 +185,7 @@ def _fit(
 
 def _clean_subset(pixels: Pixels) -> Pixels:
     """At most 512 training images, evenly spread, to measure ranks on."""
-    return pixels[:: max(1, len(pixels) // _CLEAN_SUBSET)][:_CLEAN_SUBSET]
+    return pixels[spread(range(len(pixels)), _CLEAN_SUBSET)]
 
 
 def _native_precision(accelerator: str) -> Literal["fp32", "bf16"]:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mio_export.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
@@ -30,6 +32,25 @@ class ViewConfig:
     """Probability that an image's colours are jittered at all."""
     grayscale_probability: float = 0.2
     """Probability that a colour image loses its colour."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_area
+        shares = {
+            name: getattr(self, name) for name in ("flip_probability", "jitter_probability", "grayscale_probability")
+        }
+        checks = [
+            (0 < low <= high <= 1, f"crop_area must be a range in (0, 1], got {self.crop_area}"),
+            (0 < self.crop_aspect[0] <= self.crop_aspect[1], f"crop_aspect must be a range, got {self.crop_aspect}"),
+            (0 <= self.hue <= 0.5, f"hue must be 0 to 0.5, got {self.hue}"),
+            *((0 <= share <= 1, f"{name} must be 0 to 1, got {share}") for name, share in shares.items()),
+            *(
+                (getattr(self, name) >= 0, f"{name} must be 0 or more")
+                for name in ("brightness", "contrast", "saturation")
+            ),
+        ]
+        for holds, message in checks:
+            if not holds:
+                raise UsageError(f"views: {message}")
 
 
 _LUMA = (0.299, 0.587, 0.114)

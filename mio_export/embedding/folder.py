@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mio_export.bundle import Bundle, load_bundle
 from mio_export.embedding.pipeline import decode_ahead, embed_shard
-from mio_export.errors import MioError, SpaceError, UsageError
+from mio_export.errors import GateError, MioError, SpaceError, UsageError
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
 from mio_export.runtimes.devices import num_threads
@@ -16,6 +16,7 @@ from mio_export.sources import Listing, SourceFile, list_images
 from mio_export.store import (
     FAILED,
     OK,
+    STORE,
     Row,
     StoreInfo,
     locked,
@@ -23,6 +24,7 @@ from mio_export.store import (
     prune,
     read_info,
     read_rows,
+    shard_paths,
     write_info,
     write_shard,
 )
@@ -128,11 +130,14 @@ def _begin(
 ) -> tuple[StoreInfo, Choice]:
     """Settle every choice: those of the store if there is one, else the given ones, written down at once."""
     stored = read_info(out)
+    if stored is None and shard_paths(out):
+        raise GateError(f"{out} holds shards but no {STORE} to say what they are; choose another -o")
     if stored is not None:
         runtime = stored.runtime if runtime == "auto" else runtime
         precision = stored.precision if precision == "auto" else precision
         device = stored.device if device == "auto" else device
-        batch_size, shard_size = batch_size or stored.batch_size, shard_size or stored.shard_size
+        batch_size = stored.batch_size if batch_size is None else batch_size
+        shard_size = stored.shard_size if shard_size is None else shard_size
         if stored.space != bundle.manifest.space:
             raise SpaceError(
                 f"{out} holds vectors of another embedding space ({stored.bundle}, {stored.space[:12]}…)"

@@ -1,5 +1,6 @@
 """``export``: every artifact is proved on real images before it enters the bundle."""
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from mio_export.bundle import (
     Manifest,
     Precision,
     Proof,
+    load_bundle,
     save_manifest,
     space_fingerprint,
 )
@@ -90,7 +92,7 @@ def export(
     out = Path(out)
     _check(out, formats, precisions, max_batch)
     progress = progress or Progress()
-    encoder, training, metrics = _opened(source)
+    encoder, training, metrics = _opened(source, progress)
     encoder.spec = replace(encoder.spec, normalize=normalize or encoder.spec.normalize)
     rejected = out.with_name(f"{out.name}.rejected")
     chosen = parity_images(encoder.preprocess, images, limit=limit)
@@ -115,16 +117,23 @@ def export(
     return ExportResult(bundle=Bundle(path=out, manifest=manifest), reports=tuple(reports))
 
 
-def _opened(source: Encoder | str | Path) -> tuple[Encoder, Mapping[str, Any] | None, Mapping[str, Any] | None]:
-    """Return an encoder in eval mode on the CPU, and what its run says of training and evaluation."""
+def _opened(
+    source: Encoder | str | Path, progress: Progress
+) -> tuple[Encoder, Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """Return an encoder of its own in eval mode on the CPU, and what its run says of training and evaluation."""
     if isinstance(source, Encoder):
-        return source.cpu().eval(), None, None
+        return copy.deepcopy(source).cpu().eval(), None, None
     run = Path(source)
     if (run / MANIFEST).is_file():
         raise UsageError(f"{run} is a bundle already; export the training run or the weights that it came from")
-    evaluation = run / EVALUATION
-    metrics = json.loads(evaluation.read_text()) if evaluation.is_file() else None
-    return load_encoder(run), load_description(run).training, metrics
+    encoder, description = load_encoder(run), load_description(run)
+    metrics = None
+    if (run / EVALUATION).is_file():
+        metrics = json.loads((run / EVALUATION).read_text())
+        if metrics["weights_sha256"] != description.weights_sha256:
+            progress.line(f"{run / EVALUATION} is of other weights and is left out; evaluate the run again")
+            metrics = None
+    return encoder, description.training, metrics
 
 
 def _check(out: Path, formats: Sequence[str], precisions: Sequence[str], max_batch: int) -> None:
@@ -137,8 +146,20 @@ def _check(out: Path, formats: Sequence[str], precisions: Sequence[str], max_bat
             raise UsageError(f"{kind} must be one of {', '.join(allowed)}; got {', '.join(unknown) or 'none'}")
     if max_batch < 1:
         raise UsageError(f"max_batch must be 1 or more, got {max_batch}")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise UsageError(f"{out} exists and is not a bundle; choose another -o")
+    if out.exists():
+        _check_replaceable(out)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuse to replace anything but a bundle, or a bundle in which somebody keeps other things."""
+    try:
+        held = load_bundle(out).manifest
+    except MioError:
+        raise UsageError(f"{out} exists and is not a bundle; choose another -o") from None
+    ours = {MANIFEST, WEIGHTS, "parity", *(artifact.file for artifact in held.artifacts)}
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    if others:
+        raise UsageError(f"{out} also holds {', '.join(others[:3])}, which would be lost; choose another -o")
 
 
 def _check_shape(encoder: Encoder, reference: Reference) -> None:

@@ -1,7 +1,9 @@
 """An encoder as TorchScript: legacy, since PyTorch deprecates it and Python 3.14 has no tracer."""
 
+import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from mio_export.errors import MissingBackendError
 from mio_export.models import Encoder
 
 PROVENANCE_FILE = "mio-export.json"
+_MANGLED = re.compile(rb"___torch_mangle_(\d+)")
 
 
 def torchscript_from_encoder(encoder: Encoder, path: Path, *, max_batch: int, provenance: str) -> dict[str, str]:
@@ -37,16 +40,30 @@ def torchscript_from_encoder(encoder: Encoder, path: Path, *, max_batch: int, pr
             torch.jit.save(traced, str(path), _extra_files={PROVENANCE_FILE: provenance})
     except NotImplementedError as error:
         raise MissingBackendError(f"TorchScript is not available on this Python; use -f onnx ({error})") from None
-    _strip_build_paths(path)
+    _make_reproducible(path)
     return {"torch": version("torch")}
 
 
-def _strip_build_paths(path: Path) -> None:
-    """Write the archive again without its debug records, which hold source paths of this machine."""
-    whole = path.with_suffix(".with-paths")
-    path.rename(whole)
-    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
-        for name in old.namelist():
-            if not name.endswith(".debug_pkl"):
-                new.writestr(zipfile.ZipInfo(name), old.read(name))
-    whole.unlink()
+def _make_reproducible(path: Path) -> None:
+    """Write the archive again without what depends on this process and this machine.
+
+    Left out are the debug records, which hold source paths, and the serialisation id, which hashes them; the counters
+    that PyTorch puts into class names are counted from 0.
+    """
+    raw = path.with_suffix(".raw")
+    path.rename(raw)
+    with zipfile.ZipFile(raw) as archive:
+        names = [name for name in archive.namelist() if not name.endswith((".debug_pkl", ".data/serialization_id"))]
+        records = {name: archive.read(name) for name in names}
+    counters = {counter for name in names for counter in _MANGLED.findall(name.encode())}
+    order = {counter: b"%d" % index for index, counter in enumerate(sorted(counters, key=int))}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in records.items():
+            if name.endswith((".py", "/data.pkl")):
+                data = _renamed(data, order)
+            archive.writestr(zipfile.ZipInfo(_renamed(name.encode(), order).decode()), data)
+    raw.unlink()
+
+
+def _renamed(text: bytes, order: Mapping[bytes, bytes]) -> bytes:
+    return _MANGLED.sub(lambda match: b"___torch_mangle_" + order.get(match[1], match[1]), text)

@@ -11,7 +11,7 @@ from PIL import Image
 from mio_export.errors import UsageError
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.sample import read_sample
-from mio_export.sources import list_images, read_file
+from mio_export.sources import list_images, read_file, spread
 
 _PHOTO_CROP = 160
 
@@ -52,10 +52,8 @@ def parity_images(preprocess: Preprocess, folder: Path | None = None, *, limit: 
 
 
 def _decoded(folder: Path, preprocess: Preprocess, limit: int) -> Iterator[Pixels]:
-    files = list_images(folder).files
-    step = max(1, len(files) // limit)
     found = 0
-    for file in files[::step][:limit]:
+    for file in spread(list_images(folder).files, limit):
         try:
             yield preprocess.decode(read_file(file.path)[0])
             found += 1

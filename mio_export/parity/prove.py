@@ -15,6 +15,7 @@ from mio_export.parity.images import ParityImages
 from mio_export.parity.report import BUDGETS, Comparison, Matrix, ParityReport, compare
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import BACKENDS, Runtime
+from mio_export.runtimes.devices import resolve_device
 from mio_export.runtimes.registry import open_file
 
 _PACKAGES = (
@@ -62,12 +63,13 @@ def prove(
         precision: names the budget.
         reference: what to compare with.
         max_batch: largest declared batch.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``auto``.
 
     Raises:
-        MissingBackendError: the backend is not installed.
+        MissingBackendError: the backend or the device is not there.
     """
     runtime_name = next(name for name, backend in BACKENDS.items() if backend.format == format)
+    device = resolve_device(device, library=BACKENDS[runtime_name].library)
     shape = (reference.images.pixels.shape[1:], reference.embeddings.shape[1])
     comparisons: list[Comparison] = []
     problems: list[str] = []

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mio_export.bundle import Bundle, broken_files, load_bundle
+from mio_export.bundle import MANIFEST, Bundle, broken_files, load_bundle
 from mio_export.parity.report import ParityReport
 
 
@@ -39,6 +39,8 @@ def verify(path: str | Path, *, images: Path | None = None, limit: int = 256, de
     """
     bundle = load_bundle(path)
     broken = tuple(broken_files(bundle))
+    if images is not None and not bundle.manifest.artifacts:
+        broken += (f"{MANIFEST}: no artifact to prove",)
     reports = () if broken or images is None else _prove_all(bundle, images, limit, device)
     return Verification(bundle=bundle, broken=broken, reports=reports)
 
@@ -47,7 +49,6 @@ def _prove_all(bundle: Bundle, folder: Path, limit: int, device: str) -> tuple[P
     from mio_export.models import load_encoder
     from mio_export.parity.images import parity_images
     from mio_export.parity.prove import Reference, prove
-    from mio_export.runtimes.devices import resolve_device
 
     manifest = bundle.manifest
     images = parity_images(manifest.preprocess, folder, limit=limit)
@@ -59,7 +60,7 @@ def _prove_all(bundle: Bundle, folder: Path, limit: int, device: str) -> tuple[P
             precision=artifact.precision,
             reference=reference,
             max_batch=manifest.max_batch,
-            device=resolve_device(device),
+            device=device,
         )
         for artifact in manifest.artifacts
     )

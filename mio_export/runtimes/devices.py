@@ -28,17 +28,38 @@ def has_cuda() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def resolve_device(device: str) -> str:
+def library_has_cuda(library: str) -> bool:
+    """Whether this machine's build of ``torch`` or ``onnxruntime`` can use the GPU that the driver sees."""
+    if not has_cuda():
+        return False
+    if library == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def resolve_device(device: str, *, library: str) -> str:
     """Turn ``auto`` into ``cuda`` or ``cpu``, and check the others.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        library: what will compute, ``torch`` or ``onnxruntime``.
 
     Raises:
         UsageError: the name is not auto, cpu or cuda.
-        MissingBackendError: CUDA is asked for and there is none.
+        MissingBackendError: CUDA is asked for and there is none, or the library cannot use it.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device must be auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not has_cuda():
+    if device == "cpu" or (device == "auto" and not library_has_cuda(library)):
+        return "cpu"
+    if not has_cuda():
         raise MissingBackendError("no CUDA device is visible here; use --device cpu")
-    if device == "auto":
-        return "cuda" if has_cuda() else "cpu"
-    return device
+    if not library_has_cuda(library):
+        raise MissingBackendError(
+            f"this build of {library} cannot use CUDA; install the GPU build, or use --device cpu"
+        )
+    return "cuda"

@@ -6,7 +6,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from mio_export.runtimes.devices import has_cuda, num_threads
+from mio_export.runtimes.devices import has_cuda, library_has_cuda, num_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at this machine without importing any backend."""
+    """Look at this machine; a backend is imported only where there is a GPU that it may use."""
     return [
         Finding(
             name="python",
@@ -38,6 +38,7 @@ def diagnose() -> list[Finding]:
             detail="visible to the driver" if has_cuda() else "none",
             remedy="" if has_cuda() else "not needed; with an NVIDIA GPU, install its driver",
         ),
+        *(_cuda_build(library) for library in ("torch", "onnxruntime") if has_cuda()),
         _package("runtime torch", ("torch",), "torch", "pip install torch torchvision"),
         _package("runtime torchscript", ("torch",), "torch", "pip install torch torchvision"),
         _package("runtime onnxruntime", ("onnxruntime-gpu", "onnxruntime"), "onnxruntime", "pip install onnxruntime"),
@@ -46,6 +47,12 @@ def diagnose() -> list[Finding]:
             "extra heic", ("pillow-heif",), "pillow_heif", "pip install 'mio-export[heic]'", "HEIC and HEIF images"
         ),
     ]
+
+
+def _cuda_build(library: str) -> Finding:
+    able = library_has_cuda(library)
+    remedy = "" if able else f"install the GPU build of {library}"
+    return Finding(name=f"{library} on CUDA", available=able, detail="usable" if able else "CPU build", remedy=remedy)
 
 
 def _package(name: str, distributions: tuple[str, ...], module: str, remedy: str, purpose: str = "") -> Finding:

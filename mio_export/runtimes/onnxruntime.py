@@ -55,8 +55,9 @@ def _session(artifact: Path, device: str) -> Any:
     options.intra_op_num_threads = num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERROR_LEVEL
+    providers = _providers(onnxruntime, device)
     try:
-        session = onnxruntime.InferenceSession(str(artifact), options, providers=_providers(onnxruntime, device))
+        session = onnxruntime.InferenceSession(str(artifact), options, providers=providers)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no public base class
         raise GateError(f"{artifact} does not load in ONNX Runtime: {' '.join(str(error).split())[:300]}") from None
     if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():

@@ -19,12 +19,18 @@ class Backend:
     """The artifact that it takes; None: the encoder's own weights."""
     opener: str
     """``module:function`` that opens it; imported only when it is used."""
+    library: str
+    """What computes: ``torch`` or ``onnxruntime``."""
 
 
 BACKENDS = {
-    "onnxruntime": Backend(format="onnx", opener="mio_export.runtimes.onnxruntime:open_onnxruntime"),
-    "torchscript": Backend(format="torchscript", opener="mio_export.runtimes.torchscript:open_torchscript"),
-    "torch": Backend(format=None, opener="mio_export.runtimes.torch_eager:open_torch"),
+    "onnxruntime": Backend(
+        format="onnx", opener="mio_export.runtimes.onnxruntime:open_onnxruntime", library="onnxruntime"
+    ),
+    "torchscript": Backend(
+        format="torchscript", opener="mio_export.runtimes.torchscript:open_torchscript", library="torch"
+    ),
+    "torch": Backend(format=None, opener="mio_export.runtimes.torch_eager:open_torch", library="torch"),
 }
 """Every backend, the one preferred by ``auto`` first."""
 
@@ -58,7 +64,8 @@ def choose(bundle: Bundle, runtime: str = "auto", *, precision: str = "auto", de
     if runtime == "auto":
         runtime = next(name for name, backend in BACKENDS.items() if backend.format is None or backend.format in proved)
     file, sha256 = _target(bundle, BACKENDS[runtime].format, settled)
-    return Choice(runtime=runtime, precision=settled, device=resolve_device(device), file=file, sha256=sha256)
+    resolved = resolve_device(device, library=BACKENDS[runtime].library)
+    return Choice(runtime=runtime, precision=settled, device=resolved, file=file, sha256=sha256)
 
 
 def open_runtime(

@@ -22,7 +22,7 @@ class TorchRuntime(Runtime):
     @torch.inference_mode()
     def _run(self, images: Pixels) -> Embeddings:
         # TF32 keeps 10 bits of mantissa; float32 must not be computed with it
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             embeddings: Embeddings = self._module(torch.from_numpy(images).to(self.device)).cpu().numpy()
         return embeddings
 

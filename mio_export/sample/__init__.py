@@ -8,15 +8,25 @@ from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from mio_export.errors import UsageError
 from mio_export.files import staged_folder
+from mio_export.sources import spread
 
 _ARCHIVE = "fashion_mnist.tar.xz"
 NUM_IMAGES = {"train": 5_000, "test": 1_000}
 
 
 def extract_sample(folder: Path) -> None:
-    """Write the sample as ``folder/train/<class>/<n>.png`` and ``folder/test/…``; does nothing if it lies there."""
-    if folder.is_dir() and sum(1 for _ in folder.glob("*/*/*.png")) == sum(NUM_IMAGES.values()):
+    """Write the sample as ``folder/train/<class>/<n>.png`` and ``folder/test/…``; does nothing if it lies there.
+
+    Raises:
+        UsageError: something else lies there.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        with _archive() as archive:
+            expected = {member.name for member in archive.getmembers()}
+        if {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} != expected:
+            raise UsageError(f"{folder} exists and is not the sample; choose another folder")
         return
     with staged_folder(folder) as temporary, _archive() as archive:
         archive.extractall(temporary, filter="data")
@@ -24,10 +34,9 @@ def extract_sample(folder: Path) -> None:
 
 def read_sample(split: str = "test", *, limit: int | None = None) -> Iterator[bytes]:
     """Yield the PNG files of a split, spread evenly over the classes if there is a limit."""
-    step = 1 if limit is None else max(1, NUM_IMAGES[split] // limit)
     with _archive() as archive:
         members = [member for member in archive.getmembers() if member.name.startswith(f"{split}/")]
-        for member in members[::step][:limit]:
+        for member in members if limit is None else spread(members, limit):
             file = archive.extractfile(member)
             assert file is not None  # every member is a regular file
             yield file.read()

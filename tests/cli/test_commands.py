@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -145,11 +144,3 @@ def test_help_answers_within_a_few_starts_of_the_interpreter():
         [sys.executable, "-c", "import sys; sys.argv[1:] = ['--help']; from mio_export.cli.main import main; main()"]
     )
     assert ours < 2.5 * bare  # torch alone would be twenty times as much
-
-
-def test_a_second_ctrl_c_is_not_needed(bundle, photos, tmp_path):
-    code = "import os, signal, threading; threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-    code += "import time; from mio_export.cli import main as m; m.app = lambda: time.sleep(30); m.main()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
-    assert result.returncode == 128 + signal.SIGINT
-    assert result.stderr == "mio: interrupted; what was finished is kept, the same command goes on from there\n"

@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(1)
     preprocess = Preprocess(image_size=28, channels=1, mean=(0.286,), std=(0.353,))
-    save_encoder(folder, build_encoder("small", preprocess, stem="small"), training={"recipe": {}})
+    save_encoder(folder, build_encoder("small", preprocess, stem="small"), training={"recipe": {"seed": 1}})
     return folder
 
 

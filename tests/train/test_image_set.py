@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,7 +47,21 @@ def test_images_outside_train_and_test_are_named(tmp_path):
     make(tmp_path, ["train/a.png", "test/b.png", "val/c.png", "d.png"])
     split = split_folder(tmp_path)
     assert (len(split.train), len(split.test)) == (1, 1)
-    assert split.notes == (f"2 images lie outside {tmp_path}/train and /test and were left out",)
+    assert split.notes == ("2 images outside train/ and test/ were left out",)
+
+
+def test_val_stands_in_for_test(tmp_path):
+    make(tmp_path, [f"{part}/{name}/{i}.png" for part in ("train", "val") for name in ("a", "b") for i in range(3)])
+    split = split_folder(tmp_path)
+    assert (len(split.train), len(split.test), split.class_names) == (6, 6, ("a", "b"))
+
+
+def test_a_pipe_does_not_hang_the_look_at_the_images(tmp_path):
+    make(tmp_path, ["train/a.png", "test/b.png"])
+    os.mkfifo(tmp_path / "train" / "pipe.png")
+    split = split_folder(tmp_path)
+    assert probe_geometry(split.train).image_size == 16
+    assert load(split.train, split).failures == ("train/pipe.png: not a regular file (named pipe)",)
 
 
 def test_a_flat_folder_gives_no_labels(tmp_path):

@@ -9,10 +9,11 @@ from mio_export.train.recipe import Recipe, recipe_from_dict
 
 
 def test_settings_reach_every_field():
-    settings = ["epochs=3", "loss.temperature=0.1", "views.crop_area=0.5,1", "precision=fp32"]
+    settings = ["epochs=3", "loss.temperature=0.1", "loss.block_size=64", "views.crop_area=0.5,1", "precision=fp32"]
     recipe = recipe_from_dict(with_settings({"objective": "mio"}, settings))
     assert recipe.epochs == 3
-    assert recipe.loss == {"temperature": 0.1}
+    assert recipe.loss == {"temperature": 0.1, "block_size": 64}
+    assert isinstance(recipe.loss["block_size"], int)
     assert recipe.views.crop_area == (0.5, 1.0)
     assert recipe_from_dict(recipe.to_dict()) == recipe
 
@@ -22,9 +23,10 @@ def test_settings_reach_every_field():
     [
         ("epoch=3", "unknown setting 'epoch'; did you mean epochs?"),
         ("views.crop_aera=0.5,1", "unknown setting 'views.crop_aera'; did you mean views.crop_area?"),
-        ("epochs=0", "epochs must be above 0, got 0"),
+        ("epochs=0", "recipe: epochs must be above 0, got 0"),
         ("epochs=many", "epochs"),
-        ("objective=dino", "objective"),
+        ("objective=dino", "recipe: objective must be one of mio, minc, spectral; got 'dino'"),
+        ("views.crop_area=0,1", "views: crop_area must be a range in (0, 1], got (0.0, 1.0)"),
         ("image_size=4", "image_size must be 8 or more, got 4"),
         ("warmup_share=1", "warmup_share must be in [0, 1), got 1"),
     ],

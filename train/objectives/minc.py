@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mio_export.errors import UsageError
-from mio_export.train.objectives.norms import Norm, apply_norm
+from mio_export.train.objectives.norms import Norm, apply_norm, check_norm
 
 
 class MINCLoss(nn.Module):
@@ -46,8 +46,7 @@ class MINCLoss(nn.Module):
         second_moment_decay: float = 0.9,
     ) -> None:
         super().__init__()
-        if scale <= 0:
-            raise UsageError(f"scale must be above 0, got {scale}")
+        check_norm(norm, scale)
         if not 0 <= second_moment_decay < 1:
             raise UsageError(f"second_moment_decay must be in [0, 1), got {second_moment_decay}")
         self.scale = scale
@@ -75,7 +74,7 @@ class MINCLoss(nn.Module):
         return torch.stack([self._half(target, phi, moment) for target, phi in pairs]).mean()
 
     def mutual_information(self, value: float) -> float:
-        """Return the lower bound −L − 1 of the χ² mutual information of the views, from the value of the loss."""
+        """Return −L − 1, an estimate of the χ² mutual information of the views, from the value of the loss."""
         return -value - 1
 
     def _half(self, target: Tensor, phi: Tensor, moment: Tensor) -> Tensor:

@@ -72,8 +72,9 @@ class MIOLoss(nn.Module):
     def mutual_information(self, value: float) -> float:
         """Return the Jensen-Shannon lower bound of the views' mutual information, in nats, from the value of the loss.
 
-        A binary cross-entropy between joint and product pairs is at least 2 ln 2 − 2·JSD, so JSD ≥ ln 2 − L/2 (the L2
-        term only lowers it). 0 means that nothing was learned, ln 2 = 0.693 is the largest possible value.
+        For τ⁺ = τ⁻, a binary cross-entropy between joint and product pairs is at least 2 ln 2 − 2·JSD, so
+        JSD ≥ ln 2 − L/2 (the L2 term only lowers it). 0 means that nothing was learned; ln 2 = 0.693
+        is the largest possible value.
         """
         return math.log(2) - value / 2
 

@@ -1,11 +1,13 @@
 """The precision of objectives, and the norm rules that turn projections into the features φ of the spectral ones."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mio_export.errors import UsageError
 
 Norm = Literal["sphere", "ball", "none"]
 
@@ -13,6 +15,18 @@ Norm = Literal["sphere", "ball", "none"]
 def widened(projections: Tensor) -> Tensor:
     """Return projections in float32, or wider if they are: no objective is computed in half precision."""
     return projections.to(torch.promote_types(projections.dtype, torch.float32))
+
+
+def check_norm(norm: str, scale: float) -> None:
+    """Refuse an unknown norm rule or a scale that is not positive.
+
+    Raises:
+        UsageError: either is so.
+    """
+    if norm not in get_args(Norm):
+        raise UsageError(f"norm must be one of {', '.join(get_args(Norm))}; got {norm!r}")
+    if scale <= 0:
+        raise UsageError(f"scale must be above 0, got {scale}")
 
 
 def apply_norm(projections: Tensor, norm: Norm, scale: float) -> Tensor:

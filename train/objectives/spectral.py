@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from mio_export.errors import UsageError
-from mio_export.train.objectives.norms import Norm, apply_norm
+from mio_export.train.objectives.norms import Norm, apply_norm, check_norm
 
 
 class SpectralContrastiveLoss(nn.Module):
@@ -26,8 +26,7 @@ class SpectralContrastiveLoss(nn.Module):
 
     def __init__(self, scale: float = 1.0, norm: Norm = "ball") -> None:
         super().__init__()
-        if scale <= 0:
-            raise UsageError(f"scale must be above 0, got {scale}")
+        check_norm(norm, scale)
         self.scale = scale
         self.norm: Norm = norm
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mio_export.errors import UsageError
 from mio_export.train.objectives import MINCLoss, SpectralContrastiveLoss
@@ -52,17 +53,22 @@ def test_the_subspace_form_leaves_them_in_no_order(finite_oracle):
 
 def test_the_oracle_notices_a_triangle_that_is_differentiated_through(finite_oracle):
     features, _ = finite_oracle.train(exact_minc(DifferentiatedThrough, ordered=True))
-    assert not finite_oracle.reaches_the_optimum(features)
+    assert 0.9 < finite_oracle.objective(features) / finite_oracle.optimum < 0.99  # it stalls, close by
 
 
 def test_the_oracle_notices_a_transposed_triangle(finite_oracle):
     features, _ = finite_oracle.train(exact_minc(Transposed, ordered=True))
+    assert finite_oracle.reaches_the_optimum(features)  # the right subspace
     assert not finite_oracle.is_ordered(features)
+    assert finite_oracle.is_ordered(features.flip(1))  # in the reverse order
 
 
 def test_the_oracle_notices_a_centred_second_moment(finite_oracle):
-    features, _ = finite_oracle.train(exact_minc(Centred), num_steps=500, step=0.05)
-    assert not finite_oracle.reaches_the_optimum(features)
+    features, _ = finite_oracle.train(exact_minc(Centred), num_steps=40, step=0.05)
+    healthy, _ = finite_oracle.train(exact_minc(), num_steps=40, step=0.05)
+    constant = finite_oracle.marginal.sqrt()
+    assert (constant @ features).norm() > 3  # nothing holds the constant function back, it grows without end
+    assert (constant @ healthy).norm() < 1.1
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -154,19 +160,33 @@ def test_the_value_agrees_with_the_spectral_loss_on_the_whole_distribution(finit
     assert exact_minc()(*pair, *pair).item() == pytest.approx(spectral, rel=1e-2)
 
 
-def test_no_matrix_of_pairs_appears(monkeypatch):
-    largest = []
-    original = torch.Tensor.__matmul__
-    monkeypatch.setattr(
-        torch.Tensor, "__matmul__", lambda a, b: largest.append(original(a, b).numel()) or original(a, b)
-    )
-    z = torch.randn(512, 16)
-    MINCLoss(16)(z, z, z, z)
-    assert max(largest) <= 512 * 16
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation gave."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.num_elements = max(self.num_elements, tensor.numel())
+        return result
+
+
+def test_no_matrix_of_pairs_appears():
+    z = torch.randn(512, 16, requires_grad=True)
+    with LargestTensor() as minc:
+        MINCLoss(16)(z, z, z, z).backward()
+    with LargestTensor() as spectral:
+        SpectralContrastiveLoss()(z, z).backward()
+    assert minc.num_elements <= 2 * 512 * 16
+    assert spectral.num_elements == 512 * 512
 
 
 def test_bad_arguments_are_refused():
     with pytest.raises(UsageError, match="scale must be above 0, got 0"):
         MINCLoss(4, scale=0)
+    with pytest.raises(UsageError, match="norm must be one of sphere, ball, none; got 'spere'"):
+        MINCLoss(4, norm="spere")
     with pytest.raises(UsageError, match=r"second_moment_decay must be in \[0, 1\), got 1"):
         MINCLoss(4, second_moment_decay=1.0)
