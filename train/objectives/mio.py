@@ -84,17 +84,23 @@ class MIOLoss(nn.Module):
         num_views = views.shape[0]
         block_size = self.block_size or (num_views if num_views <= 4096 else 1024)
         total = views.new_zeros(())
-        for block in views.split(block_size):
+        for start in range(0, num_views, block_size):
+            block, rest = views[start : start + block_size], views[start:]
             if block_size < num_views and torch.is_grad_enabled():
-                total = total + checkpoint(self._block_sum, block, views, use_reentrant=False, preserve_rng_state=False)
+                total = total + checkpoint(self._block_sum, block, rest, use_reentrant=False, preserve_rng_state=False)
             else:
-                total = total + self._block_sum(block, views)
+                total = total + self._block_sum(block, rest)
         diagonal = views.square().sum(dim=1)
         not_negative = 2 * self._softplus(positives).sum() + self._softplus(diagonal).sum()
         return total - not_negative
 
-    def _block_sum(self, block: Tensor, views: Tensor) -> Tensor:
-        return self._softplus(block @ views.T).sum()
+    def _block_sum(self, block: Tensor, rest: Tensor) -> Tensor:
+        """Sum over a block of rows, shape (B, D), and all pairs of it with ``rest``, which begins with the block.
+
+        S is symmetric, so what lies right of the block counts for its mirror image too.
+        """
+        values = self._softplus(block @ rest.T)
+        return 2 * values.sum() - values[:, : len(block)].sum()
 
     def _softplus(self, cosines: Tensor) -> Tensor:
         return F.softplus(cosines / self.negative_temperature)
