@@ -11,6 +11,7 @@ from mio_export.cli.output import Json, print_evaluation, print_json
 def run(
     path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A training run or a bundle.")],
     data: Annotated[Path, typer.Option(help="Folder of images; class folders, if there are any, give labels.")],
+    probes: Annotated[bool, typer.Option("--probes", help="Also fit linear and few-shot probes (minutes).")] = False,
     as_json: Json = False,
 ) -> None:
     """Score an encoder beside its baselines.
@@ -23,7 +24,7 @@ def run(
     from mio_export.progress import stderr_progress
     from mio_export.train import evaluate
 
-    evaluation = evaluate(path, data, progress=stderr_progress())
+    evaluation = evaluate(path, data, probes=probes, progress=stderr_progress())
     if as_json:
         print_json(evaluation.to_dict())
         return

@@ -46,16 +46,15 @@ def print_evaluation(evaluation: "Evaluation") -> None:
     """Print an encoder's scores beside its baselines."""
     from mio_export.metrics import HEADLINE_K
 
-    has_labels = evaluation.num_classes is not None
-    header = ["", *([f"kNN (k={HEADLINE_K})"] if has_labels else []), "copy recall@1", "copy recall@10"]
-    rows = [
-        [
-            name,
-            *([f"{100 * scores.knn[HEADLINE_K]:.1f} %"] if scores.knn else []),
-            *(f"{100 * scores.copy_recall[k]:.1f} %" for k in (1, 10)),
-        ]
-        for name, scores in evaluation.scores.items()
-    ]
+    columns = {}
+    for name, scores in evaluation.scores.items():
+        cells = {f"kNN (k={HEADLINE_K})": scores.knn[HEADLINE_K]} if scores.knn else {}
+        if scores.linear is not None and scores.few_shot is not None:
+            cells |= {"linear": scores.linear, **{f"{shot}-shot": value for shot, value in scores.few_shot.items()}}
+        cells |= {f"copy recall@{k}": scores.copy_recall[k] for k in (1, 10)}
+        columns[name] = cells
+    header = ["", *next(iter(columns.values()))]
+    rows = [[name, *(f"{100 * value:.1f} %" for value in cells.values())] for name, cells in columns.items()]
     print_table(f"evaluation on {evaluation.num_test:,} held-out images", header, rows)
 
 

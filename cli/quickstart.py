@@ -10,7 +10,7 @@ from mio_export.cli.output import print_evaluation, print_parity
 
 def run(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to work in.")] = Path("mio-quickstart"),
-    objective: Annotated[str, typer.Option(help="mio, minc or spectral.")] = "mio",
+    objective: Annotated[str, typer.Option(help="mio, minc, or another that mio train knows.")] = "mio",
     seed: Annotated[int, typer.Option(help="Seed of the training run.")] = 0,
 ) -> None:
     """See the whole path on the built-in sample.

@@ -11,7 +11,9 @@ from mio_export.cli.output import Json, print_json
 def run(
     data: Annotated[Path, typer.Option(help="Folder of images, searched to the bottom; labels are not needed.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
-    objective: Annotated[str | None, typer.Option(help="mio, minc or spectral.  [default: mio]")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="mio, minc, spectral, simclr, byol, linear-byol or simsiam.  [default: mio]")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.  [default: 36]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and views.  [default: 0]")] = None,
     settings: Annotated[

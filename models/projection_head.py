@@ -1,8 +1,8 @@
-"""The head between an encoder's features and the projections that an objective compares."""
+"""The heads between an encoder's features and what an objective compares: projection and prediction."""
 
 from itertools import pairwise
 
-from lightly.models.modules.heads import ProjectionHead
+from lightly.models.modules.heads import BYOLPredictionHead, ProjectionHead
 from torch import nn
 
 
@@ -14,4 +14,20 @@ def build_projection_head(feature_dim: int, *, hidden_dim: int, output_dim: int,
     dims = [feature_dim] + [hidden_dim] * (num_layers - 1)
     blocks = [(i, o, nn.BatchNorm1d(o), nn.ReLU()) for i, o in pairwise(dims)]
     head: nn.Module = ProjectionHead([*blocks, (dims[-1], output_dim, nn.BatchNorm1d(output_dim), None)])
+    return head
+
+
+def build_prediction_head(kind: str, *, dim: int, hidden_dim: int) -> nn.Module:
+    """Return what predicts one view's projection from the other's, (N, dim) to (N, dim).
+
+    Args:
+        kind: ``mlp`` (Linear-BN-ReLU, Linear, as in BYOL), ``linear``, or ``none`` for the identity.
+        dim: width of the projections.
+        hidden_dim: width of the hidden layer.
+    """
+    if kind == "none":
+        return nn.Identity()
+    if kind == "linear":
+        return nn.Linear(dim, dim)
+    head: nn.Module = BYOLPredictionHead(dim, hidden_dim, dim)
     return head

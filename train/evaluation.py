@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mio_export.models.checkpoint import DESCRIPTION, EVALUATION, load_descripti
 from mio_export.preprocess import Pixels
 from mio_export.progress import Progress
 from mio_export.train.image_set import ImageSet, load_images, split_folder
+from mio_export.train.probes import few_shot, linear_probe
 from mio_export.train.views import ViewConfig, random_view
 
 _PCA_DIM = 128
@@ -46,6 +47,10 @@ class Scores:
     """Accuracy of the kNN classifier for each k; None without labels."""
     copy_recall: Mapping[int, float]
     """Share of test images whose augmented copy finds them among its k nearest, for each k."""
+    linear: float | None = None
+    """Accuracy of the linear probe; None without labels, or if probes were not asked for."""
+    few_shot: Mapping[int, float] | None = None
+    """Mean accuracy of probes on 1, 5 and 10 images of each class; None likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +70,21 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(path: str | Path, data: str | Path, *, progress: Progress | None = None) -> Evaluation:
+def evaluate(
+    path: str | Path, data: str | Path, *, probes: bool = False, progress: Progress | None = None
+) -> Evaluation:
     """Evaluate the encoder of a run or a bundle on a folder of images.
 
     The whole test part counts, in eval mode and float32; nothing is chosen on it. Where class folders give labels,
     a kNN classifier with the training part as its bank is scored. Copy retrieval needs none: each test image is
     embedded, and one augmented copy of each (crop area 0.4-1.0, flip 0.5, brightness 0.6-1.4, one seed) must find its
     original. A run keeps the result as ``evaluation.json``, and an export from it carries it along.
+
+    Args:
+        path: a training run or a bundle.
+        data: a folder of images.
+        probes: also fit linear and few-shot probes, which takes minutes; they need labels.
+        progress: is told what is being done.
 
     Raises:
         UsageError: there is no run, bundle or folder.
@@ -86,7 +99,7 @@ def evaluate(path: str | Path, data: str | Path, *, progress: Progress | None = 
     train, test = (load_images(files, split, encoder.preprocess, progress) for files in (split.train, split.test))
     description = load_description(path) if (path / DESCRIPTION).is_file() else None
     seed = description.training["recipe"]["seed"] if description and description.training else 0
-    evaluation = evaluate_encoder(encoder, train, test, seed=seed, progress=progress)
+    evaluation = evaluate_encoder(encoder, train, test, seed=seed, probes=probes, progress=progress)
     if description is not None:
         values = {
             "weights_sha256": description.weights_sha256,
@@ -98,7 +111,13 @@ def evaluate(path: str | Path, data: str | Path, *, progress: Progress | None = 
 
 
 def evaluate_encoder(
-    encoder: Encoder, train: ImageSet, test: ImageSet, *, seed: int = 0, progress: Progress | None = None
+    encoder: Encoder,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    seed: int = 0,
+    probes: bool = False,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate an encoder on images in memory; ``seed`` is the run's, from which it drew its untrained weights."""
     progress = progress or Progress()
@@ -113,7 +132,7 @@ def evaluate_encoder(
     for name, embed in embedders.items():
         progress.line(f"evaluating: {name}")
         bank, queries, copied = (embed(pixels) for pixels in (train.pixels, test.pixels, copies))
-        scores[name] = _scores(bank, queries, copied, train.labels, test.labels)
+        scores[name] = _scores(bank, queries, copied, train.labels, test.labels, probes=probes)
     return Evaluation(
         scores=scores,
         num_train=len(train.pixels),
@@ -136,11 +155,15 @@ def _scores(
     copies: npt.NDArray[np.float32],
     train_labels: npt.NDArray[np.int64] | None,
     test_labels: npt.NDArray[np.int64] | None,
+    *,
+    probes: bool,
 ) -> Scores:
-    knn = None
-    if train_labels is not None and test_labels is not None:
-        knn = knn_accuracy(train, train_labels, test, test_labels)
-    return Scores(knn=knn, copy_recall=retrieval_recall(copies, test))
+    scores = Scores(knn=None, copy_recall=retrieval_recall(copies, test))
+    if train_labels is None or test_labels is None:
+        return scores
+    labelled = (train, train_labels, test, test_labels)
+    scores = replace(scores, knn=knn_accuracy(*labelled))
+    return replace(scores, linear=linear_probe(*labelled), few_shot=few_shot(*labelled)) if probes else scores
 
 
 def _raw(pixels: Pixels) -> npt.NDArray[np.float32]:

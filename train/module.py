@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mio_export.models import Encoder
-from mio_export.models.projection_head import build_projection_head
+from mio_export.models.projection_head import build_prediction_head, build_projection_head
 from mio_export.preprocess import Pixels
 from mio_export.train.objectives.registry import OBJECTIVES, build_objective
 from mio_export.train.recipe import Recipe
@@ -35,11 +35,14 @@ class SelfSupervised(pl.LightningModule):
             output_dim=recipe.output_dim,
             num_layers=recipe.num_layers,
         )
+        spec = OBJECTIVES[recipe.objective]
         self.online = nn.ModuleDict({"encoder": encoder, "head": head})
         self.target: nn.ModuleDict | None = None
-        if OBJECTIVES[recipe.objective].needs_target:
+        if spec.target == "average":
             self.target = copy.deepcopy(self.online)
             deactivate_requires_grad(self.target)
+        self.predictor = build_prediction_head(spec.predictor, dim=recipe.output_dim, hidden_dim=recipe.hidden_dim)
+        self.stops_gradient = spec.target == "online"
         self.objective = build_objective(recipe.objective, output_dim=recipe.output_dim, arguments=recipe.loss)
         self.to(memory_format=torch.channels_last)
 
@@ -48,12 +51,15 @@ class SelfSupervised(pl.LightningModule):
         del batch_index
         generator = torch.Generator(self.device).manual_seed(self._step_seed())
         views = torch.cat(two_views(images, self.recipe.views, generator)).contiguous(memory_format=torch.channels_last)
-        projections = [_project(self.online, views)]
+        projections = _project(self.online, views)
+        compared = [self.predictor(projections)]
         if self.target is not None:
             with torch.no_grad():
-                projections.append(_project(self.target, views))
+                compared.append(_project(self.target, views))
+        elif self.stops_gradient:
+            compared.append(projections.detach())
         with torch.autocast(self.device.type, enabled=False):
-            loss: Tensor = self.objective(*[half for z in projections for half in z.float().chunk(2)])
+            loss: Tensor = self.objective(*[half for z in compared for half in z.float().chunk(2)])
         return loss
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
@@ -68,7 +74,9 @@ class SelfSupervised(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW with warm-up and cosine over all steps."""
         optimizer = torch.optim.AdamW(
-            self.online.parameters(), lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay
+            [*self.online.parameters(), *self.predictor.parameters()],
+            lr=self.recipe.learning_rate,
+            weight_decay=self.recipe.weight_decay,
         )
         num_steps = int(self.trainer.estimated_stepping_batches)
         schedule = CosineWarmupScheduler(

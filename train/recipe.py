@@ -19,7 +19,7 @@ class Recipe:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     objective: str = "mio"
-    """Which loss, by its name in the registry: mio, minc or spectral."""
+    """Which system: mio, minc, spectral, simclr, byol, linear-byol or simsiam."""
     loss: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments of the loss that differ from the objective's defaults, such as temperature."""
     backbone: str = "auto"
@@ -49,7 +49,7 @@ class Recipe:
     warmup_share: float = 0.1
     """Share of the steps in which the rate rises; it falls on a cosine afterwards."""
     target_momentum: float = 0.98
-    """γ, rate of the target encoder's moving average (minc)."""
+    """γ, rate of the target encoder's moving average (minc, byol, linear-byol)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto: bf16 where the processor or GPU computes it natively."""
     seed: int = 0

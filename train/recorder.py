@@ -1,7 +1,7 @@
 """What a training run leaves behind after each epoch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Recorder(pl.Callback):
     def __init__(self, run: Path, clean: Pixels, task: Task, *, data: Mapping[str, Any]) -> None:
         self._run, self._clean, self._task, self._data = run, clean, task, data
         self._losses: list[Tensor] = []
+        self._num_images = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the metrics of the epochs that the checkpoint has seen."""
@@ -51,6 +52,7 @@ class Recorder(pl.Callback):
     ) -> None:
         """Collect the loss."""
         self._losses.append(outputs["loss"].detach())
+        self._num_images = len(batch)
         self._task.advance()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -72,13 +74,13 @@ class Recorder(pl.Callback):
         metrics["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         with (self._run / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
-        self._task.advance(
-            0, note=f"loss {loss:.3f}, MI {metrics['mutual_information']:.2f}, rank {metrics['effective_rank']:.0f}"
-        )
+        information = metrics["mutual_information"]
+        shown = "" if information is None else f"MI {information:.2f}, "
+        self._task.advance(0, note=f"loss {loss:.3f}, {shown}rank {metrics['effective_rank']:.0f}")
         self._save(trainer, pl_module, metrics)
 
-    def _health(self, module: SelfSupervised, loss: float) -> dict[str, float]:
-        """The mutual-information estimate, and the rank of features and projections of clean training images."""
+    def _health(self, module: SelfSupervised, loss: float) -> dict[str, float | None]:
+        """The mutual-information estimate, if there is one, and the ranks on clean training images."""
         encoder, head = module.online["encoder"], module.online["head"]
         assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
         features = encoder.embed(self._clean)
@@ -86,8 +88,9 @@ class Recorder(pl.Callback):
         with torch.inference_mode():
             projections = head(torch.from_numpy(features).to(module.device)).float().cpu().numpy()
         head.train()
+        estimate: Callable[..., float | None] = module.objective.mutual_information  # type: ignore[assignment]
         return {
-            "mutual_information": module.objective.mutual_information(loss),  # type: ignore[operator]
+            "mutual_information": estimate(loss, num_images=self._num_images),
             "effective_rank": effective_rank(features),
             "effective_rank_projections": effective_rank(projections),
         }

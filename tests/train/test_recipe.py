@@ -25,7 +25,10 @@ def test_settings_reach_every_field():
         ("views.crop_aera=0.5,1", "unknown setting 'views.crop_aera'; did you mean views.crop_area?"),
         ("epochs=0", "recipe: epochs must be above 0, got 0"),
         ("epochs=many", "epochs"),
-        ("objective=dino", "recipe: objective must be one of mio, minc, spectral; got 'dino'"),
+        (
+            "objective=dino",
+            "recipe: objective must be one of mio, minc, spectral, simclr, byol, linear-byol, simsiam; got 'dino'",
+        ),
         ("views.crop_area=0,1", "views: crop_area must be a range in (0, 1], got (0.0, 1.0)"),
         ("image_size=4", "image_size must be 8 or more, got 4"),
         ("warmup_share=1", "warmup_share must be in [0, 1), got 1"),

@@ -14,6 +14,7 @@ from mio_export.errors import MioError, UsageError
 from mio_export.models import load_encoder
 from mio_export.sample import read_sample
 from mio_export.train import recipe_from_dict, train
+from mio_export.train.objectives.registry import OBJECTIVES
 
 TINY = {"epochs": 3, "batch_size": 64, "hidden_dim": 64, "output_dim": 32}
 ARTIFACTS = ("encoder.safetensors", "metrics.jsonl", "encoder.json", "recipe.json")
@@ -32,7 +33,7 @@ def contents(run):
     return {name: (run / name).read_bytes() for name in ARTIFACTS}
 
 
-@pytest.mark.parametrize("objective", ["mio", "minc", "spectral"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_seed_gives_the_same_weights_twice_and_another_seed_gives_others(data, tmp_path, objective):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(recipe_from_dict({**TINY, "objective": objective, "seed": seed}), data, tmp_path / name)

@@ -2,6 +2,8 @@
 
 from mio_export.train.objectives.minc import MINCLoss
 from mio_export.train.objectives.mio import MIOLoss
+from mio_export.train.objectives.prediction import PredictionLoss
+from mio_export.train.objectives.simclr import SimCLRLoss
 from mio_export.train.objectives.spectral import SpectralContrastiveLoss
 
-__all__ = ["MINCLoss", "MIOLoss", "SpectralContrastiveLoss"]
+__all__ = ["MINCLoss", "MIOLoss", "PredictionLoss", "SimCLRLoss", "SpectralContrastiveLoss"]

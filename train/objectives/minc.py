@@ -73,8 +73,9 @@ class MINCLoss(nn.Module):
         pairs = zip(targets, reversed(online), strict=True)
         return torch.stack([self._half(target, phi, moment) for target, phi in pairs]).mean()
 
-    def mutual_information(self, value: float) -> float:
+    def mutual_information(self, value: float, *, num_images: int) -> float:
         """Return −L − 1, an estimate of the χ² mutual information of the views, from the value of the loss."""
+        del num_images
         return -value - 1
 
     def _half(self, target: Tensor, phi: Tensor, moment: Tensor) -> Tensor:

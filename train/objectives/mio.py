@@ -69,13 +69,14 @@ class MIOLoss(nn.Module):
         repulsion = self._repulsion_sum(torch.cat([z0, z1]), positives) / (2 * num_images * (2 * num_images - 2))
         return attraction + repulsion + self.regularizer * F.mse_loss(z0, z1)
 
-    def mutual_information(self, value: float) -> float:
+    def mutual_information(self, value: float, *, num_images: int) -> float:
         """Return the Jensen-Shannon lower bound of the views' mutual information, in nats, from the value of the loss.
 
         For τ⁺ = τ⁻, a binary cross-entropy between joint and product pairs is at least 2 ln 2 − 2·JSD, so
         JSD ≥ ln 2 − L/2 (the L2 term only lowers it). 0 means that nothing was learned; ln 2 = 0.693
         is the largest possible value.
         """
+        del num_images
         return math.log(2) - value / 2
 
     def _repulsion_sum(self, views: Tensor, positives: Tensor) -> Tensor:
@@ -83,17 +84,23 @@ class MIOLoss(nn.Module):
         num_views = views.shape[0]
         block_size = self.block_size or (num_views if num_views <= 4096 else 1024)
         total = views.new_zeros(())
-        for block in views.split(block_size):
+        for start in range(0, num_views, block_size):
+            block, rest = views[start : start + block_size], views[start:]
             if block_size < num_views and torch.is_grad_enabled():
-                total = total + checkpoint(self._block_sum, block, views, use_reentrant=False, preserve_rng_state=False)
+                total = total + checkpoint(self._block_sum, block, rest, use_reentrant=False, preserve_rng_state=False)
             else:
-                total = total + self._block_sum(block, views)
+                total = total + self._block_sum(block, rest)
         diagonal = views.square().sum(dim=1)
         not_negative = 2 * self._softplus(positives).sum() + self._softplus(diagonal).sum()
         return total - not_negative
 
-    def _block_sum(self, block: Tensor, views: Tensor) -> Tensor:
-        return self._softplus(block @ views.T).sum()
+    def _block_sum(self, block: Tensor, rest: Tensor) -> Tensor:
+        """Sum over a block of rows, shape (B, D), and all pairs of it with ``rest``, which begins with the block.
+
+        S is symmetric, so what lies right of the block counts for its mirror image too.
+        """
+        values = self._softplus(block @ rest.T)
+        return 2 * values.sum() - values[:, : len(block)].sum()
 
     def _softplus(self, cosines: Tensor) -> Tensor:
         return F.softplus(cosines / self.negative_temperature)

@@ -1,34 +1,47 @@
-"""The objectives by name."""
+"""The objectives by name: which loss, and what it is fed with."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import nn
 
 from mio_export.errors import UsageError
 from mio_export.train.objectives.minc import MINCLoss
 from mio_export.train.objectives.mio import MIOLoss
+from mio_export.train.objectives.prediction import PredictionLoss
+from mio_export.train.objectives.simclr import SimCLRLoss
 from mio_export.train.objectives.spectral import SpectralContrastiveLoss
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSpec:
-    """How an objective is built and fed."""
+    """How an objective is built and fed.
+
+    A loss takes the online projections of both views (through the predictor, if there is one) and, with a target, the
+    target projections of both views.
+    """
 
     build: Callable[..., nn.Module]
-    defaults: Mapping[str, Any]
-    """Arguments for training that differ from the class's own; see ``benchmarks/results`` for the measurements."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments for training that differ from the class's own; ``docs/objectives.md`` says what they rest on."""
     takes_dim: bool = False
     """Whether the loss needs the projections' width."""
-    needs_target: bool = False
-    """Whether it compares with a moving average of the encoder."""
+    target: Literal["none", "average", "online"] = "none"
+    """What the projections are compared with: each other, those of a moving average of the encoder, or the online ones
+    with their gradient stopped."""
+    predictor: Literal["none", "linear", "mlp"] = "none"
+    """What stands between online projections and the loss."""
 
 
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     "mio": ObjectiveSpec(build=MIOLoss, defaults={"temperature": 0.2}),
-    "minc": ObjectiveSpec(build=MINCLoss, defaults={}, takes_dim=True, needs_target=True),
+    "minc": ObjectiveSpec(build=MINCLoss, takes_dim=True, target="average"),
     "spectral": ObjectiveSpec(build=SpectralContrastiveLoss, defaults={"scale": 10.0, "norm": "sphere"}),
+    "simclr": ObjectiveSpec(build=SimCLRLoss),
+    "byol": ObjectiveSpec(build=PredictionLoss, target="average", predictor="mlp"),
+    "linear-byol": ObjectiveSpec(build=PredictionLoss, target="average", predictor="linear"),
+    "simsiam": ObjectiveSpec(build=PredictionLoss, target="online", predictor="mlp"),
 }
 """Every objective."""
 
