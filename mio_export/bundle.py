@@ -40,6 +40,30 @@ class EncoderSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What an encoder was trained on."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    num_images: int
+    sha256: str
+    """Hash of the names and bytes of the training files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How an encoder was trained, and on what."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    recipe: Mapping[str, Any]
+    """Every setting, as JSON-ready values."""
+    data: TrainingData
+    last: Mapping[str, Any]
+    """Metrics of the last epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Proof:
     """What was shown of an artifact, and where it is written down."""
 
@@ -83,8 +107,8 @@ class Manifest:
     """Fingerprint of the embedding space; see ``space_fingerprint``."""
     max_batch: int
     """Largest batch that the artifacts were proved at."""
-    training: Mapping[str, Any] | None = None
-    """Recipe and data of the run behind the encoder; None for an encoder that was trained elsewhere."""
+    training: Training | None = None
+    """None for an encoder that was trained elsewhere."""
     metrics: Mapping[str, Any] | None = None
     """Evaluation of the encoder, if there was one."""
     artifacts: tuple[Artifact, ...] = ()
@@ -175,6 +199,8 @@ __all__ = [
     "Manifest",
     "Precision",
     "Proof",
+    "Training",
+    "TrainingData",
     "broken_files",
     "load_bundle",
     "save_manifest",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mio_export.bundle import MANIFEST, Artifact, Bundle, load_bundle
+from mio_export.bundle import MANIFEST, Artifact, Bundle, Training, load_bundle
 from mio_export.errors import UsageError
 from mio_export.metrics import HEADLINE_K
 from mio_export.preprocess import Preprocess
@@ -85,12 +85,12 @@ def _artifact(bundle: Bundle, artifact: Artifact) -> str:
     return f"{artifact.file}: {kind}, {megabytes:.1f} MB, {artifact.parity.verdict} (min cosine {worst:.7f})"
 
 
-def _trained(training: Any) -> str:
+def _trained(training: Training | None) -> str:
     if training is None:
         return "elsewhere; the weights were brought along"
-    recipe, last = training["recipe"], training["last"]
-    epochs = f"{last['epoch']} of {recipe['epochs']} epochs"
-    images = f"{training['data']['num_images']:,} images"
+    recipe = training.recipe
+    epochs = f"{training.last['epoch']} of {recipe['epochs']} epochs"
+    images = f"{training.data.num_images:,} images"
     return f"{recipe['objective']} on {images}, {epochs}, batch size {recipe['batch_size']}, seed {recipe['seed']}"
 
 

@@ -1,7 +1,6 @@
 """An encoder on disk: ``encoder.safetensors`` with its description beside it; no pickle anywhere."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from mio_export.bundle import MANIFEST, WEIGHTS, EncoderSpec, load_bundle
+from mio_export.bundle import MANIFEST, WEIGHTS, EncoderSpec, Training, load_bundle
 from mio_export.errors import GateError, UsageError
 from mio_export.files import sha256_file, staged_file, write_text
 from mio_export.models.encoder import Encoder, build_encoder
@@ -32,11 +31,10 @@ class Description:
     encoder: EncoderSpec
     preprocess: Preprocess
     weights_sha256: str
-    training: Mapping[str, Any] | None = None
-    """Recipe, data and progress of the run."""
+    training: Training | None = None
 
 
-def save_encoder(folder: Path, encoder: Encoder, *, training: Mapping[str, Any] | None = None) -> None:
+def save_encoder(folder: Path, encoder: Encoder, *, training: Training | None = None) -> None:
     """Write an encoder's weights and description into a folder; each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     sha256 = save_weights(folder / WEIGHTS, encoder)

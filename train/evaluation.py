@@ -98,7 +98,7 @@ def evaluate(
         progress.line(note)
     train, test = (load_images(files, split, encoder.preprocess, progress) for files in (split.train, split.test))
     description = load_description(path) if (path / DESCRIPTION).is_file() else None
-    seed = description.training["recipe"]["seed"] if description and description.training else 0
+    seed = description.training.recipe["seed"] if description and description.training else 0
     evaluation = evaluate_encoder(encoder, train, test, seed=seed, probes=probes, progress=progress)
     if description is not None:
         values = {

@@ -1,7 +1,7 @@
 """What a training run leaves behind after each epoch."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from mio_export.bundle import Training, TrainingData
 from mio_export.errors import MioError
 from mio_export.files import staged_file, write_text
 from mio_export.metrics import effective_rank
@@ -32,7 +33,7 @@ class Recorder(pl.Callback):
         data: what the encoder is trained on, for its description.
     """
 
-    def __init__(self, run: Path, clean: Pixels, task: Task, *, data: Mapping[str, Any]) -> None:
+    def __init__(self, run: Path, clean: Pixels, task: Task, *, data: TrainingData) -> None:
         self._run, self._clean, self._task, self._data = run, clean, task, data
         self._losses: list[Tensor] = []
         self._num_images = 0
@@ -98,7 +99,7 @@ class Recorder(pl.Callback):
     def _save(self, trainer: pl.Trainer, module: SelfSupervised, metrics: dict[str, Any]) -> None:
         encoder = module.online["encoder"]
         assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
-        training = {"recipe": module.recipe.to_dict(), "data": self._data, "last": metrics}
+        training = Training(recipe=module.recipe.to_dict(), data=self._data, last=metrics)
         save_encoder(self._run, encoder, training=training)
         with staged_file(self._run / CHECKPOINT) as temporary:
             trainer.save_checkpoint(temporary)

@@ -5,13 +5,14 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 
+from mio_export.bundle import TrainingData
 from mio_export.errors import MioError, UsageError
 from mio_export.files import write_text
 from mio_export.models import Encoder, build_encoder
@@ -160,8 +161,8 @@ def _fit(
         module = SelfSupervised(encoder, recipe)
         batch_size = min(recipe.batch_size, len(images.pixels))
         loader = batch_loader(images.pixels, batch_size=batch_size, seed=recipe.seed)
-        data = {"num_images": len(images.pixels), "sha256": images.sha256}
-        write_text(run / RECIPE, json.dumps({"recipe": recipe.to_dict(), "data": data}, indent=2) + "\n")
+        data = TrainingData(num_images=len(images.pixels), sha256=images.sha256)
+        write_text(run / RECIPE, json.dumps({"recipe": recipe.to_dict(), "data": asdict(data)}, indent=2) + "\n")
         progress.line(
             f"{recipe.objective} on {len(images.pixels):,} images of {preprocess.image_size} px, {recipe.backbone},"
             f" {recipe.epochs} epochs, {recipe.precision} on {accelerator}"

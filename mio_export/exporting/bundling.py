@@ -18,6 +18,7 @@ from mio_export.bundle import (
     Manifest,
     Precision,
     Proof,
+    Training,
     load_bundle,
     save_manifest,
     space_fingerprint,
@@ -119,7 +120,7 @@ def export(
 
 def _opened(
     source: Encoder | str | Path, progress: Progress
-) -> tuple[Encoder, Mapping[str, Any] | None, Mapping[str, Any] | None]:
+) -> tuple[Encoder, Training | None, Mapping[str, Any] | None]:
     """Return an encoder of its own in eval mode on the CPU, and what its run says of training and evaluation."""
     if isinstance(source, Encoder):
         return copy.deepcopy(source).cpu().eval(), None, None
@@ -176,7 +177,7 @@ def _manifest(
     encoder: Encoder,
     weights_sha256: str,
     max_batch: int,
-    training: Mapping[str, Any] | None,
+    training: Training | None,
     metrics: Mapping[str, Any] | None,
 ) -> Manifest:
     space = space_fingerprint(weights_sha256=weights_sha256, encoder=encoder.spec, preprocess=encoder.preprocess)

@@ -24,7 +24,7 @@ def images():
 
 
 def test_an_encoder_survives_the_way_to_disk(small, images, tmp_path):
-    save_encoder(tmp_path / "run", small, training={"recipe": {}})
+    save_encoder(tmp_path / "run", small)
     loaded = load_encoder(tmp_path / "run")
     assert (loaded.spec, loaded.preprocess) == (small.spec, small.preprocess)
     np.testing.assert_array_equal(loaded.embed(images), small.embed(images))

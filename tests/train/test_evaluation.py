@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mio_export.bundle import Training, TrainingData
 from mio_export.models import build_encoder, save_encoder
 from mio_export.preprocess import Preprocess
 from mio_export.sample import extract_sample
@@ -22,7 +23,9 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(1)
     preprocess = Preprocess(image_size=28, channels=1, mean=(0.286,), std=(0.353,))
-    save_encoder(folder, build_encoder("small", preprocess, stem="small"), training={"recipe": {"seed": 1}})
+    data = TrainingData(num_images=5_000, sha256="0")
+    training = Training(recipe={"seed": 1}, data=data, last={})
+    save_encoder(folder, build_encoder("small", preprocess, stem="small"), training=training)
     return folder
 
 
