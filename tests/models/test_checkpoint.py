@@ -62,6 +62,10 @@ def test_a_damaged_or_newer_description_is_refused(small, tmp_path):
     path.write_text(json.dumps({**values, "schema_version": 2}))
     with pytest.raises(MioError, match="has schema version 2, this mio-export reads up to 1"):
         load_encoder(tmp_path)
+    path.write_text(json.dumps({**values, "training": {"recipe": dict.fromkeys(map(str, range(99)))}}))
+    with pytest.raises(GateError, match=r"is damaged: training.data: Field required") as caught:
+        load_encoder(tmp_path)
+    assert len(str(caught.value)) < 300
     path.write_text(json.dumps({**values, "extra": 1}))
     with pytest.raises(GateError, match="is damaged: extra"):
         load_encoder(tmp_path)
