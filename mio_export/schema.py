@@ -1,7 +1,6 @@
 """Values from outside (JSON files, settings): one strict validator, one version check, the same errors for all."""
 
 import json
-import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,8 +34,8 @@ def validated(values: Any, model: type[T]) -> T:
         raised = first.get("ctx", {}).get("error")
         if isinstance(raised, UsageError):
             raise InvalidValueError(str(raised), where=where, kind=first["type"]) from None
-        got = reprlib.Repr(maxstring=60, maxdict=3, maxlevel=2).repr(first["input"])
-        message = f"{where}: {first['msg']} (got {got})"
+        got = repr(first["input"])
+        message = f"{where}: {first['msg']} (got {got if len(got) <= 80 else got[:77] + '...'})"
         raise InvalidValueError(message, where=where, kind=first["type"]) from None
 
 
