@@ -1,14 +1,15 @@
 """Weights of a backbone that was trained elsewhere: safetensors, or a .pth of plain tensors."""
 
+import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mio_export.errors import UsageError
-from mio_export.models.backbones import build_backbone
+from mio_export.models.backbones import Stem, build_backbone
 from mio_export.models.encoder import Encoder, build_encoder
 from mio_export.preprocess import preprocess_from_dict
 
@@ -30,15 +31,16 @@ def encoder_from_weights(
     Raises:
         UsageError: the file cannot be read as plain tensors, or its tensors do not fit the backbone.
     """
-    if stem not in ("imagenet", "small"):
-        raise UsageError(f"stem must be imagenet or small, got {stem!r}")
+    if stem not in get_args(Stem):
+        raise UsageError(f"stem must be {' or '.join(get_args(Stem))}, got {stem!r}")
+    known_stem = cast(Stem, stem)
     given = dict(preprocess or {})
     for key in {"channels", "image_size"} & given.keys():
         if not isinstance(given[key], int):
             raise UsageError(f"preprocess: {key} must be a whole number, got {given[key]!r}")
-    known = build_backbone(backbone, channels=given.get("channels", 3), stem=stem)  # type: ignore[arg-type]
+    known = build_backbone(backbone, channels=given.get("channels", 3), stem=known_stem)
     contract = preprocess_from_dict(_with_defaults(known.preprocess, given))
-    encoder = build_encoder(known.name, contract, stem=stem)  # type: ignore[arg-type]
+    encoder = build_encoder(known.name, contract, stem=known_stem)
     _load_into(encoder.backbone, read_tensors(weights), weights)
     return encoder.eval()
 
@@ -62,9 +64,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise UsageError(f"weights {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
+    except pickle.UnpicklingError:
         raise UsageError(f"weights {path} hold more than tensors; save the state_dict as .safetensors") from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
