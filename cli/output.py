@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from mio_export.parity import ParityReport
-    from mio_export.train import Evaluation
+    from mio_export.train import Evaluation, Plan
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -56,6 +56,40 @@ def print_evaluation(evaluation: "Evaluation") -> None:
     header = ["", *next(iter(columns.values()))]
     rows = [[name, *(f"{100 * value:.1f} %" for value in cells.values())] for name, cells in columns.items()]
     print_table(f"evaluation on {evaluation.num_test:,} held-out images", header, rows)
+
+
+def print_plan(plan: "Plan") -> None:
+    """Print what a training run would be and cost."""
+    recipe = plan.recipe.to_dict()
+    flat = [
+        (f"{key}.{inner}" if isinstance(value, dict) else key, inner_value)
+        for key, value in recipe.items()
+        for inner, inner_value in (value.items() if isinstance(value, dict) else [("", value)])
+    ]
+    typer.echo("recipe")
+    print_pairs([(f"  {name}", json.dumps(value)) for name, value in flat])
+    typer.echo("\nmodel")
+    print_pairs(
+        [
+            ("  encoder", f"{plan.num_encoder_parameters:,} parameters, {plan.embedding_dim:,} features"),
+            ("  heads", f"{plan.num_head_parameters:,} parameters, {recipe['output_dim']:,} projections"),
+            ("  memory", f"{_bytes(plan.model_bytes)} for weights, gradients, optimiser and target encoder,"),
+            ("", f"about {_bytes(plan.activation_bytes)} for a step's activations on each device"),
+        ]
+    )
+    typer.echo("\ncost")
+    pairs = [("  a step", f"{recipe['batch_size']:,} images, {plan.step_flops / 1e12:,.2f} Tflop")]
+    if plan.num_steps is None or plan.num_views is None:
+        pairs.append(("  the run", f"{recipe['epochs']:,} epochs; steps and images with --data DIR"))
+    else:
+        pairs.append(("  an epoch", f"{plan.num_images:,} images, {plan.steps_per_epoch:,} batches"))
+        total = plan.num_views / 2 / recipe["batch_size"] * plan.step_flops
+        pairs.append(("  the run", f"{plan.num_steps:,} steps, {plan.num_views:,} views, {total / 1e15:,.2f} Pflop"))
+    print_pairs(pairs)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
 
 
 def print_parity(reports: Iterable["ParityReport"]) -> None:

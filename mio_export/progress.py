@@ -1,5 +1,6 @@
 """What long work tells the person who waits for it: a bar on a terminal, plain lines elsewhere, nothing by default."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -102,9 +103,16 @@ class _BarTask:
         self._bars.update(self._task_id, advance=amount, **changes)
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that train together, or the only one, by what launchers tell them."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def stderr_progress() -> Progress:
-    """Return bars if standard error is a terminal, plain lines otherwise."""
+    """Return bars if standard error is a terminal, plain lines otherwise, nothing in any process but the first."""
+    if not is_first_process():
+        return Progress()
     return TerminalProgress() if sys.stderr.isatty() else PlainProgress()
 
 
-__all__ = ["PlainProgress", "Progress", "Task", "TerminalProgress", "stderr_progress"]
+__all__ = ["PlainProgress", "Progress", "Task", "TerminalProgress", "is_first_process", "stderr_progress"]

@@ -1,7 +1,8 @@
 """``key=value`` settings from the command line, laid over values."""
 
+import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mio_export.errors import UsageError
@@ -30,6 +31,12 @@ def with_settings(values: Mapping[str, Any], settings: Sequence[str]) -> dict[st
     return merged
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean X?`` for the known name that is nearest, or nothing if none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 def _value(text: str) -> Any:
     for candidate in (text, f"[{text}]"):
         try:
@@ -39,4 +46,4 @@ def _value(text: str) -> Any:
     return text
 
 
-__all__ = ["with_settings"]
+__all__ = ["did_you_mean", "with_settings"]

@@ -1,4 +1,4 @@
-"""Backbones by name: our small net, torchvision's models and timm's, each without its classifier."""
+"""Backbones by name: our small net, the wide ResNet, torchvision's models and timm's, each without its classifier."""
 
 import difflib
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Backbone:
     """A module that takes normalised pixels (N, C, H, W) and gives features (N, feature_dim)."""
 
     name: str
-    """Full name: ``small``, ``torchvision/NAME`` or ``timm/NAME``."""
+    """Full name: ``small``, ``resnet50x2``, ``torchvision/NAME`` or ``timm/NAME``."""
     module: nn.Module
     feature_dim: int
     preprocess: dict[str, Any]
@@ -29,7 +29,7 @@ def build_backbone(name: str, *, channels: int = 3, stem: Stem = "imagenet") -> 
     """Build a backbone with fresh weights, without its classifier.
 
     Args:
-        name: ``small``, a torchvision or timm name, or one with its library in front, ``timm/vit_tiny_patch16_224``.
+        name: ``small``, ``resnet50x2``, a torchvision or timm name, or one with its library in front, ``timm/vit_tiny_patch16_224``.
         channels: 1 or 3.
         stem: first layers of a torchvision ResNet; ``small`` (3x3, stride 1, padding 1, no max-pool) is for images up
             to about 64 px.
@@ -43,6 +43,8 @@ def build_backbone(name: str, *, channels: int = 3, stem: Stem = "imagenet") -> 
         raise UsageError(f"backbone {name!r}: the library must be torchvision or timm, got {library!r}")
     if not library and model == "small":
         return _small(channels, stem)
+    if not library and model == "resnet50x2":
+        return _resnet50x2(channels, stem)
     if library == "torchvision" or (not library and model in _torchvision_names()):
         return _torchvision(model, channels, stem)
     return _timm(model, channels, stem, asked=library == "timm")
@@ -53,6 +55,16 @@ def _small(channels: int, stem: Stem) -> Backbone:
         raise UsageError("backbone 'small' has only the small stem")
     module = SmallNet(channels)
     return Backbone(name="small", module=module, feature_dim=module.feature_dim, preprocess={})
+
+
+def _resnet50x2(channels: int, stem: Stem) -> Backbone:
+    from mio_export.models.wide_resnet import ResNet50x2
+
+    module = ResNet50x2()
+    feature_dim = _drop_classifier(module, "resnet50x2")
+    if channels != 3 or stem == "small":
+        _change_stem(module, "resnet50x2", channels, stem)
+    return Backbone(name="resnet50x2", module=module, feature_dim=feature_dim, preprocess={})
 
 
 def _torchvision_names() -> list[str]:

@@ -1,7 +1,22 @@
 """Training and evaluation."""
 
 from mio_export.train.evaluation import Evaluation, evaluate
+from mio_export.train.plan import Plan
 from mio_export.train.recipe import Recipe, recipe_from_dict
-from mio_export.train.training import TrainResult, stored_recipe, train
+from mio_export.train.recipe_files import recipe_names, resolve_recipe
+from mio_export.train.seeds import train_seeds
+from mio_export.train.training import TrainResult, plan_training, train
 
-__all__ = ["Evaluation", "Recipe", "TrainResult", "evaluate", "recipe_from_dict", "stored_recipe", "train"]
+__all__ = [
+    "Evaluation",
+    "Plan",
+    "Recipe",
+    "TrainResult",
+    "evaluate",
+    "plan_training",
+    "recipe_from_dict",
+    "recipe_names",
+    "resolve_recipe",
+    "train",
+    "train_seeds",
+]

@@ -2,32 +2,41 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from mio_export.train.data import Data, ImageSet, load_images, mean_and_std, open_data, probe_geometry
 
 from mio_export.bundle import TrainingData
 from mio_export.errors import MioError, UsageError
-from mio_export.files import write_text
-from mio_export.models import Encoder, build_encoder
-from mio_export.preprocess import Pixels, Preprocess
-from mio_export.progress import Progress
+from mio_export.models import Encoder
+from mio_export.preprocess import Preprocess
+from mio_export.progress import Progress, is_first_process
 from mio_export.runtimes.devices import num_threads, resolve_device
 from mio_export.sources import spread
-from mio_export.train.image_set import Geometry, ImageSet, load_images, mean_and_std, probe_geometry, split_folder
-from mio_export.train.module import SelfSupervised, batch_loader
+from mio_export.train.checkpoints import Checkpoints
+from mio_export.train.identity import check_data, check_new, check_recipe, write_identity
+from mio_export.train.loader import EpochBatches, batch_loader
+from mio_export.train.plan import Plan, build_module, contract, plan, settled, stored
 from mio_export.train.recipe import Recipe
-from mio_export.train.recorder import CHECKPOINT, METRICS, Recorder
+from mio_export.train.recorder import METRICS, Recorder, Recording
+from mio_export.train.views import view_warnings
+from mio_export.train.watchdog import NUM_CLEAN, Watchdog
 
-RECIPE = "recipe.json"
-_CLEAN_SUBSET = 512
-_SMALL_IMAGE = 64
+_MOST_WORKERS = 8
+_LIGHTNING_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,151 +60,180 @@ def train(
     *,
     resume: bool = False,
     device: str = "auto",
+    num_devices: int = 1,
+    num_nodes: int = 1,
+    checkpoint_steps: int = 1000,
+    evaluate_every: int = 0,
+    on_collapse: Literal["warn", "stop"] = "warn",
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train an encoder on a folder of images.
 
-    The run's folder holds ``recipe.json`` (every setting), ``metrics.jsonl`` (a line an epoch), ``last.ckpt`` (to
-    resume from) and the encoder itself, all of it as of the last whole epoch.
+    The run's folder holds ``recipe.json`` (every setting, the data's hash), ``metrics.jsonl`` (a line an epoch),
+    ``checkpoints/`` (the last two, to resume from) and the encoder itself as of the last whole epoch. A run that was
+    stopped at any moment and resumed ends with the same bytes as one that was not.
 
     Args:
         recipe: the settings.
-        data: a folder of images; class folders are not needed, and not looked at while training.
+        data: a folder of images or a data set in a format that ``open_data`` knows; labels are not looked at.
         run: where to write.
         resume: go on with the run that lies there.
         device: ``auto``, ``cpu`` or ``cuda``.
+        num_devices: processes on this machine, one for each GPU.
+        num_nodes: machines; each runs the same command (see Lightning's and torchrun's variables).
+        checkpoint_steps: steps between checkpoints within an epoch.
+        evaluate_every: epochs between evaluations on held-out training images, for ``metrics.jsonl``; 0 for none.
+        on_collapse: what to do when the encoder collapses.
         progress: is told how far the work is.
 
     Raises:
         UsageError: a setting is not allowed, or there is a run already (or none to resume, or of another recipe).
         MioError: the images cannot be used, or the loss is not finite.
+        GateError: the encoder collapsed, and ``on_collapse`` is ``stop``.
     """
-    data, run = Path(data), Path(run)
-    progress = progress or Progress()
-    split = split_folder(data)
-    accelerator = "gpu" if resolve_device(device, library="torch") == "cuda" else "cpu"
-    recipe = _settled(recipe, probe_geometry(split.train), accelerator)
-    _check_run(run, recipe, resume)
-    preprocess = _contract(recipe, (0.5,), (0.5,))
-    images = load_images(split.train, split, preprocess, progress)
-    preprocess = _contract(recipe, *mean_and_std(images))
+    run, progress = Path(run), progress or Progress()
+    _check_arguments(num_devices, num_nodes, checkpoint_steps, evaluate_every, on_collapse)
+    opened = open_data(data)
+    accelerator = _accelerator(device)
+    recipe = settled(recipe, probe_geometry(opened.train), accelerator)
     if resume:
-        _check_data(run, images)
-    if len(images.pixels) < 2:
-        raise MioError(f"{data} holds one training image; an objective needs at least two")
-    for note in (*split.notes, *(f"left out: {failure}" for failure in images.failures)):
-        progress.line(note)
-    encoder = _fit(recipe, preprocess, images, run, resume, accelerator, progress)
+        check_recipe(run, recipe)
+    elif is_first_process():
+        check_new(run)
+    run.mkdir(parents=True, exist_ok=True)
+    images, preprocess = _loaded(opened, recipe, run, shared=num_devices > 1, progress=progress)
+    identity = TrainingData(num_images=len(images.pixels), sha256=images.sha256)
+    if resume:
+        check_data(run, identity)
+    elif is_first_process():
+        Checkpoints(run).clear()
+        write_identity(run, recipe, identity)
+    recording = Recording(
+        run=run, checkpoint_steps=checkpoint_steps, evaluate_every=evaluate_every, on_collapse=on_collapse
+    )
+    trainer = _trainer(recipe, accelerator, num_devices, num_nodes)
+    encoder = _fit(recipe, preprocess, images, identity, recording, trainer, progress)
     last = json.loads((run / METRICS).read_text().splitlines()[-1])
     return TrainResult(run=run, recipe=recipe, encoder=encoder.eval(), metrics=last, failures=images.failures)
 
 
-def stored_recipe(run: Path) -> dict[str, Any]:
-    """Return the settings of a run, as JSON-ready values.
+def plan_training(recipe: Recipe, data: str | Path | None, *, device: str = "auto", num_devices: int = 1) -> Plan:
+    """Return what ``train`` would do; nothing is decoded or written.
 
     Raises:
-        UsageError: there is no run.
+        UsageError: a setting is not allowed, or the recipe needs ``data`` to settle.
     """
-    path = run / RECIPE
-    if not path.is_file():
-        raise UsageError(f"{run} holds no run to resume")
-    values: dict[str, Any] = json.loads(path.read_text())["recipe"]
-    return values
+    opened = None if data is None else open_data(data)
+    geometry = None if opened is None else probe_geometry(opened.train)
+    recipe = settled(recipe, geometry, _accelerator(device))
+    return plan(recipe, num_images=None if opened is None else len(opened.train), num_devices=num_devices)
 
 
-def _settled(recipe: Recipe, geometry: Geometry, accelerator: str) -> Recipe:
-    """Turn every ``auto`` into a value."""
-    size = recipe.image_size or geometry.image_size
-    is_small = size <= _SMALL_IMAGE
-    backbone = recipe.backbone if recipe.backbone != "auto" else ("small" if is_small else "torchvision/resnet18")
-    stem = (
-        recipe.stem
-        if recipe.stem != "auto"
-        else ("small" if is_small and not backbone.startswith("timm/") else "imagenet")
+def _check_arguments(
+    num_devices: int, num_nodes: int, checkpoint_steps: int, evaluate_every: int, on_collapse: str
+) -> None:
+    counts = {"devices": num_devices, "nodes": num_nodes, "checkpoint_steps": checkpoint_steps}
+    for name, value in counts.items():
+        if value < 1:
+            raise UsageError(f"{name} must be 1 or more, got {value}")
+    if evaluate_every < 0:
+        raise UsageError(f"evaluate_every must be 0 or more, got {evaluate_every}")
+    if on_collapse not in ("warn", "stop"):
+        raise UsageError(f"on_collapse must be warn or stop, got {on_collapse!r}")
+
+
+def _accelerator(device: str) -> str:
+    return "gpu" if resolve_device(device, library="torch") == "cuda" else "cpu"
+
+
+def _loaded(
+    opened: Data, recipe: Recipe, run: Path, *, shared: bool, progress: Progress
+) -> tuple[ImageSet, Preprocess]:
+    """Return the training images and the encoder's contract; several processes share one decoded copy on the disk."""
+    memory_bytes = 0 if shared else None
+    images = load_images(
+        opened.train, stored(contract(recipe)), progress, scratch=run / "images", memory_bytes=memory_bytes
     )
-    channels = recipe.channels or geometry.channels
-    precision = recipe.precision if recipe.precision != "auto" else _native_precision(accelerator)
-    return replace(recipe, image_size=size, channels=channels, backbone=backbone, stem=stem, precision=precision)
+    if len(images.pixels) < 2:
+        raise MioError("the data holds one training image; an objective needs at least two")
+    notes = (*opened.notes, *view_warnings(recipe.views, opened.class_names))
+    for note in (*notes, *(f"left out: {failure}" for failure in images.failures)):
+        progress.line(note)
+    return images, contract(recipe, *mean_and_std(images))
 
 
-def _contract(recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocess:
-    assert recipe.image_size is not None  # settled
-    assert recipe.channels is not None
-    if len(mean) != recipe.channels:
-        mean, std = mean * recipe.channels, std * recipe.channels
-    return Preprocess(image_size=recipe.image_size, channels=recipe.channels, mean=mean, std=std)
-
-
-def _check_run(run: Path, recipe: Recipe, resume: bool) -> None:
-    if not resume:
-        if (run / RECIPE).exists():
-            raise UsageError(f"{run} holds a run already; go on with it: --resume, or choose another -o")
-        run.mkdir(parents=True, exist_ok=True)
-        return
-    stored, given = stored_recipe(run), recipe.to_dict()
-    changed = [f"{key}: {stored.get(key)} there, {given[key]} now" for key in given if stored.get(key) != given[key]]
-    if changed:
-        raise UsageError(
-            f"{run} is a run of another recipe ({'; '.join(changed)}); give the same settings or choose another -o"
+def _trainer(recipe: Recipe, accelerator: str, num_devices: int, num_nodes: int) -> pl.Trainer:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun knows better
+        num_devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // num_devices
+    several = num_devices * num_nodes > 1
+    with _quiet_lightning():
+        return pl.Trainer(
+            max_epochs=recipe.epochs,
+            accelerator=accelerator,
+            devices=num_devices,
+            num_nodes=num_nodes,
+            strategy="ddp" if several else "auto",
+            sync_batchnorm=several and accelerator == "gpu",
+            use_distributed_sampler=False,
+            precision=_LIGHTNING_PRECISION[recipe.precision],
+            accumulate_grad_batches=recipe.accumulate,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
         )
-
-
-def _check_data(run: Path, images: ImageSet) -> None:
-    if json.loads((run / RECIPE).read_text())["data"]["sha256"] != images.sha256:
-        raise UsageError(f"{run} was begun on other images (files were added, removed or changed); choose another -o")
 
 
 def _fit(
     recipe: Recipe,
     preprocess: Preprocess,
     images: ImageSet,
-    run: Path,
-    resume: bool,
-    accelerator: str,
+    identity: TrainingData,
+    recording: Recording,
+    trainer: pl.Trainer,
     progress: Progress,
 ) -> Encoder:
-    torch.set_num_threads(num_threads())
+    torch.set_num_threads(max(1, num_threads() // trainer.num_devices))
+    batches = _batches(recipe, len(images.pixels), trainer)
+    workers = min(_MOST_WORKERS, num_threads()) if isinstance(images.pixels, np.memmap) else 0
+    loader = batch_loader(images.pixels, batches, num_workers=workers)
+    checkpoint = Checkpoints(recording.run).latest(progress)
+    if checkpoint is not None:
+        position = checkpoint.state["callbacks"][Recorder.__qualname__]
+        batches.start_at(position["epoch"], position["batch"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        encoder = build_encoder(recipe.backbone, preprocess, stem=recipe.stem if recipe.stem != "auto" else "imagenet")
-        module = SelfSupervised(encoder, recipe)
-        batch_size = min(recipe.batch_size, len(images.pixels))
-        loader = batch_loader(images.pixels, batch_size=batch_size, seed=recipe.seed)
-        data = TrainingData(num_images=len(images.pixels), sha256=images.sha256)
-        write_text(run / RECIPE, json.dumps({"recipe": recipe.to_dict(), "data": asdict(data)}, indent=2) + "\n")
+        module = build_module(recipe, preprocess, num_batches=len(batches))
         progress.line(
             f"{recipe.objective} on {len(images.pixels):,} images of {preprocess.image_size} px, {recipe.backbone},"
-            f" {recipe.epochs} epochs, {recipe.precision} on {accelerator}"
+            f" {recipe.epochs} epochs, {recipe.precision} on {trainer.accelerator.name()}"
         )
         with progress.task("training", recipe.epochs * len(loader), unit="steps") as task, _quiet_lightning():
-            trainer = pl.Trainer(
-                max_epochs=recipe.epochs,
-                accelerator=accelerator,
-                devices=1,
-                precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
-                callbacks=[Recorder(run, _clean_subset(images.pixels), task, data=data)],
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
-                enable_progress_bar=False,
+            clean = images.pixels[spread(range(len(images.pixels)), NUM_CLEAN)]
+            watchdog = Watchdog(clean)
+            recorder = Recorder(
+                recording, images, data=identity, batches=batches, watchdog=watchdog, progress=progress, task=task
             )
-            checkpoint = str(run / CHECKPOINT) if resume and (run / CHECKPOINT).is_file() else None
-            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-    return encoder.cpu()
+            trainer.callbacks.append(recorder)
+            path = None if checkpoint is None else checkpoint.path
+            trainer.fit(module, loader, ckpt_path=path, weights_only=True)
+    encoder = module.online["encoder"].cpu()
+    assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
+    return encoder
 
 
-def _clean_subset(pixels: Pixels) -> Pixels:
-    """At most 512 training images, evenly spread, to measure ranks on."""
-    return pixels[spread(range(len(pixels)), _CLEAN_SUBSET)]
-
-
-def _native_precision(accelerator: str) -> Literal["fp32", "bf16"]:
-    """bf16 where it is computed natively and so pays, fp32 elsewhere."""
-    if accelerator == "gpu":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = bool(torch.cpu._is_avx512_bf16_supported())
-    return "bf16" if native else "fp32"
+def _batches(recipe: Recipe, num_images: int, trainer: pl.Trainer) -> EpochBatches:
+    """The order of the images for this process."""
+    world = trainer.world_size
+    if recipe.batch_size % world:
+        raise UsageError(f"batch_size {recipe.batch_size} cannot be shared equally by {world} processes")
+    batch_size = min(recipe.batch_size, num_images // world * world)
+    if batch_size < 2 * world:
+        raise MioError(f"{num_images:,} training images are too few for {world} processes")
+    return EpochBatches(
+        num_images, batch_size=batch_size, seed=recipe.seed, rank=trainer.global_rank, num_processes=world
+    )
 
 
 @contextmanager
@@ -210,4 +248,4 @@ def _quiet_lightning() -> Iterator[None]:
         yield
 
 
-__all__ = ["TrainResult", "stored_recipe", "train"]
+__all__ = ["TrainResult", "plan_training", "train"]

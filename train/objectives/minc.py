@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mio_export.errors import UsageError
+from mio_export.train.objectives.distributed import JoinedBatch, sum_over_processes
 from mio_export.train.objectives.norms import Norm, apply_norm, check_norm
 
 
@@ -21,7 +22,8 @@ class MINCLoss(nn.Module):
     would symmetrise the triangle and converge to another point.
 
     Λ is an exponential moving average over steps, uncentred and bias-corrected, that takes the batch's targets first
-    and is then used. In ``eval`` mode it is left alone.
+    and is then used. β is a buffer, ``decay``, so that a run whose memory was halved resumes with it. In ``eval`` mode it is left alone. With R processes it is summed over all of them, which exchanges D²
+    numbers and no features, and each process weighs its images as part of the joined batch.
 
     Args:
         dim: D, the width of the projections.
@@ -35,7 +37,8 @@ class MINCLoss(nn.Module):
     """
 
     second_moment: Tensor
-    num_updates: Tensor
+    weight: Tensor
+    decay: Tensor
 
     def __init__(
         self,
@@ -52,9 +55,9 @@ class MINCLoss(nn.Module):
         self.scale = scale
         self.norm: Norm = norm
         self.ordered = ordered
-        self.second_moment_decay = second_moment_decay
         self.register_buffer("second_moment", torch.zeros(dim, dim))
-        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("decay", torch.tensor(second_moment_decay, dtype=torch.float64))
 
     def forward(self, online_0: Tensor, online_1: Tensor, target_0: Tensor, target_1: Tensor) -> Tensor:
         """Return the loss of a batch, a 0-dim tensor; in training mode, update Λ first.
@@ -65,36 +68,42 @@ class MINCLoss(nn.Module):
             target_0: target projections of the first views, same shape; no gradient flows into them.
             target_1: target projections of the second views, same shape.
         """
+        batch = JoinedBatch.of(online_0)
         online = [apply_norm(z, self.norm, self.scale) for z in (online_0, online_1)]
         targets = [apply_norm(z.detach(), self.norm, self.scale) for z in (target_0, target_1)]
         if self.training:
-            self._update(torch.cat(targets))
-        moment = self._corrected_second_moment(online[0].dtype)
+            self._update(torch.cat(targets), 2 * batch.num_images)
+        moment = self.corrected_second_moment(online[0].dtype)
         pairs = zip(targets, reversed(online), strict=True)
-        return torch.stack([self._half(target, phi, moment) for target, phi in pairs]).mean()
+        halves = torch.stack([self._half(target, phi, moment) for target, phi in pairs])
+        return batch.share(halves.sum(), 2 * batch.num_images)
 
     def mutual_information(self, value: float, *, num_images: int) -> float:
         """Return −L − 1, an estimate of the χ² mutual information of the views, from the value of the loss."""
         del num_images
         return -value - 1
 
+    @torch.no_grad()
+    def halve_memory(self) -> None:
+        """Halve 1/(1 − β), the number of steps that Λ remembers, down to the last one."""
+        self.decay.copy_((2 * self.decay - 1).clamp_min(0))
+
     def _half(self, target: Tensor, phi: Tensor, moment: Tensor) -> Tensor:
-        """One order of the views: the value of the loss, with the gradient of one step of power iteration."""
+        """One order of the views, summed: the value of the loss, with the gradient of one step of power iteration."""
         step = phi.detach() @ (moment.tril() if self.ordered else moment).T
         value = (phi.detach() @ moment * phi.detach()).sum(dim=1)
         repulsion = 2 * (step * phi).sum(dim=1)
-        return (-2 * (target * phi).sum(dim=1) + repulsion + (value - repulsion.detach())).mean()
+        return (-2 * (target * phi).sum(dim=1) + repulsion + (value - repulsion.detach())).sum()
 
     @torch.no_grad()
-    def _update(self, targets: Tensor) -> None:
-        """Take the second moment of this batch's targets, shape (2N, D), into Λ."""
+    def _update(self, targets: Tensor, count: int) -> None:
+        """Take the second moment of this step's targets, shape (2n, D), ``count`` over all processes, into Λ."""
         self.second_moment = self.second_moment.to(torch.promote_types(self.second_moment.dtype, targets.dtype))
         targets = targets.to(self.second_moment.dtype)
-        batch_moment = targets.T @ targets / targets.shape[0]
-        self.second_moment.lerp_(batch_moment, 1 - self.second_moment_decay)
-        self.num_updates += 1
+        moment = sum_over_processes(targets.T @ targets / count)
+        self.second_moment.lerp_(moment, (1 - self.decay).to(moment.dtype))
+        self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
 
-    def _corrected_second_moment(self, dtype: torch.dtype) -> Tensor:
-        """Λ with the bias of its zero start removed, shape (D, D)."""
-        correction = 1 - torch.pow(self.second_moment_decay, self.num_updates.double())
-        return self.second_moment.to(dtype) / correction.to(dtype).clamp_min(torch.finfo(dtype).tiny)
+    def corrected_second_moment(self, dtype: torch.dtype) -> Tensor:
+        """Return Λ with the bias of its zero start removed, shape (D, D)."""
+        return self.second_moment.to(dtype) / self.weight.to(dtype).clamp_min(torch.finfo(dtype).tiny)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mio_export.errors import UsageError
+from mio_export.train.objectives.distributed import JoinedBatch
 from mio_export.train.objectives.norms import widened
 
 
@@ -20,7 +21,8 @@ class MIOLoss(nn.Module):
         L = mean softplus(−S⁺/τ⁺) + mean softplus(S⁻/τ⁻) + λ · mean over N·D of (ẑ₀ − ẑ₁)²
 
     Memory is O(N · block_size): each block of rows of S is computed again in the backward pass instead of being kept,
-    and only from the diagonal on, since S is symmetric; that is faster than the whole matrix, too.
+    and only from the diagonal on, since S is symmetric; that is faster than the whole matrix, too. With R processes the
+    negatives are the views of all of them, each process taking the rows of its own views.
 
     Source: arXiv 2111.12664 v1. At τ = 0.5 and λ = 0 an untrained network lies near 2 ln 2 = 1.386, a collapsed one at
     2.254, and perfect positives with orthogonal negatives give 0.820.
@@ -62,14 +64,18 @@ class MIOLoss(nn.Module):
             projections_0: projections of the first views, shape (N, D), floating, N ≥ 2.
             projections_1: projections of the second views, same shape and dtype.
         """
-        num_images = projections_0.shape[0]
-        if num_images < 2:
-            raise UsageError(f"MIO needs at least 2 images in a batch (there are no negatives), got {num_images}")
+        batch = JoinedBatch.of(projections_0)
+        if batch.num_images < 2:
+            raise UsageError(f"MIO needs at least 2 images in a batch (there are no negatives), got {batch.num_images}")
         z0, z1 = (F.normalize(widened(z), dim=1) for z in (projections_0, projections_1))
         positives = (z0 * z1).sum(dim=1)
-        attraction = F.softplus(-positives / self.temperature).mean()
-        repulsion = self._repulsion_sum(torch.cat([z0, z1]), positives) / (2 * num_images * (2 * num_images - 2))
-        return attraction + repulsion + self.regularizer * F.mse_loss(z0, z1)
+        attraction = batch.share(F.softplus(-positives / self.temperature).sum(), batch.num_images)
+        repulsion = batch.share(
+            self._repulsion_sum(torch.cat([z0, z1]), positives, batch),
+            2 * batch.num_images * (2 * batch.num_images - 2),
+        )
+        distance = batch.share((z0 - z1).square().sum(), z0.shape[1] * batch.num_images)
+        return attraction + repulsion + self.regularizer * distance
 
     def mutual_information(self, value: float, *, num_images: int) -> float:
         """Return the Jensen-Shannon lower bound of the views' mutual information, in nats, from the value of the loss.
@@ -81,27 +87,32 @@ class MIOLoss(nn.Module):
         del num_images
         return math.log(2) - value / 2
 
-    def _repulsion_sum(self, views: Tensor, positives: Tensor) -> Tensor:
-        """Sum softplus(S/τ⁻) over all negatives: over all pairs, less the diagonal and the positives."""
+    def _repulsion_sum(self, views: Tensor, positives: Tensor, batch: JoinedBatch) -> Tensor:
+        """Sum softplus(S/τ⁻) over the negatives of this process's views: all pairs, less the diagonal and positives."""
         num_views = views.shape[0]
+        alone = batch.num_processes == 1
+        others = views if alone else torch.cat([batch.gather(half) for half in views.chunk(2)])
         total = views.new_zeros(())
         for start in range(0, num_views, self.block_size):
-            block, rest = views[start : start + self.block_size], views[start:]
+            block = views[start : start + self.block_size]
+            rest = others[start:] if alone else others
             if self.block_size < num_views and torch.is_grad_enabled():
-                total = total + checkpoint(self._block_sum, block, rest, use_reentrant=False, preserve_rng_state=False)
+                term = checkpoint(self._block_sum, block, rest, alone, use_reentrant=False, preserve_rng_state=False)
             else:
-                total = total + self._block_sum(block, rest)
+                term = self._block_sum(block, rest, alone)
+            total = total + term
         diagonal = views.square().sum(dim=1)
         not_negative = 2 * self._softplus(positives).sum() + self._softplus(diagonal).sum()
         return total - not_negative
 
-    def _block_sum(self, block: Tensor, rest: Tensor) -> Tensor:
-        """Sum over a block of rows, shape (B, D), and all pairs of it with ``rest``, which begins with the block.
+    def _block_sum(self, block: Tensor, rest: Tensor, symmetric: bool) -> Tensor:
+        """Sum over a block of rows, shape (B, D), and all pairs of it with ``rest``.
 
-        S is symmetric, so what lies right of the block counts for its mirror image too.
+        Where ``rest`` begins with the block itself, S is symmetric, and what lies right of the block counts for its
+        mirror image too.
         """
         values = self._softplus(block @ rest.T)
-        return 2 * values.sum() - values[:, : len(block)].sum()
+        return 2 * values.sum() - values[:, : len(block)].sum() if symmetric else values.sum()
 
     def _softplus(self, cosines: Tensor) -> Tensor:
         return F.softplus(cosines / self.negative_temperature)

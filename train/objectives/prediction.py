@@ -4,6 +4,7 @@ import torch
 from lightly.loss import NegativeCosineSimilarity
 from torch import Tensor, nn
 
+from mio_export.train.objectives.distributed import require_equal_batches
 from mio_export.train.objectives.norms import widened
 
 
@@ -30,6 +31,7 @@ class PredictionLoss(nn.Module):
             target_0: projections of the first views, same shape; no gradient flows into them.
             target_1: projections of the second views, same shape.
         """
+        require_equal_batches(predictions_0, "prediction without negatives (byol, linear-byol, simsiam)")
         orders = ((predictions_0, target_1), (predictions_1, target_0))
         return torch.stack([self.loss(widened(p), widened(target.detach())) for p, target in orders]).mean()
 

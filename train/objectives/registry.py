@@ -32,16 +32,28 @@ class ObjectiveSpec:
     with their gradient stopped."""
     predictor: Literal["none", "linear", "mlp"] = "none"
     """What stands between online projections and the loss."""
+    looks_at: str = "compares all images of a batch"
+    """What the loss does beyond one image at a time, for messages; empty if nothing."""
+
+    @property
+    def per_image(self) -> bool:
+        """Whether the loss of a batch is the mean of its images' own, so that gradients may be added over batches."""
+        return not self.looks_at
 
 
 OBJECTIVES: dict[str, ObjectiveSpec] = {
     "mio": ObjectiveSpec(build=MIOLoss, defaults={"temperature": 0.2}),
-    "minc": ObjectiveSpec(build=MINCLoss, takes_dim=True, target="average"),
+    "minc": ObjectiveSpec(
+        build=MINCLoss,
+        takes_dim=True,
+        target="average",
+        looks_at="takes a batch's second moment into account before it is used",
+    ),
     "spectral": ObjectiveSpec(build=SpectralContrastiveLoss, defaults={"scale": 10.0, "norm": "sphere"}),
     "simclr": ObjectiveSpec(build=SimCLRLoss),
-    "byol": ObjectiveSpec(build=PredictionLoss, target="average", predictor="mlp"),
-    "linear-byol": ObjectiveSpec(build=PredictionLoss, target="average", predictor="linear"),
-    "simsiam": ObjectiveSpec(build=PredictionLoss, target="online", predictor="mlp"),
+    "byol": ObjectiveSpec(build=PredictionLoss, target="average", predictor="mlp", looks_at=""),
+    "linear-byol": ObjectiveSpec(build=PredictionLoss, target="average", predictor="linear", looks_at=""),
+    "simsiam": ObjectiveSpec(build=PredictionLoss, target="online", predictor="mlp", looks_at=""),
 }
 """Every objective."""
 

@@ -6,11 +6,12 @@ from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 
 from mio_export.errors import UsageError
+from mio_export.train.objectives.distributed import require_equal_batches, world_size
 from mio_export.train.objectives.norms import widened
 
 
 class SimCLRLoss(nn.Module):
-    """NT-Xent: each view must name its partner among the 2N − 1 other views of the batch.
+    """NT-Xent: each view must name its partner among the 2N − 1 other views of the batch, of all processes.
 
     Source: Chen et al. 2020 (arXiv 2002.05709), equation 1; lightly's ``NTXentLoss``.
 
@@ -25,7 +26,7 @@ class SimCLRLoss(nn.Module):
         super().__init__()
         if temperature <= 0:
             raise UsageError(f"temperature must be above 0, got {temperature}")
-        self.loss = NTXentLoss(temperature)
+        self.temperature = temperature
 
     def forward(self, projections_0: Tensor, projections_1: Tensor) -> Tensor:
         """Return the loss of a batch, a 0-dim tensor.
@@ -36,7 +37,9 @@ class SimCLRLoss(nn.Module):
         """
         if len(projections_0) < 2:
             raise UsageError(f"SimCLR needs at least 2 images in a batch, got {len(projections_0)}")
-        loss: Tensor = self.loss(widened(projections_0), widened(projections_1))
+        require_equal_batches(projections_0, "SimCLR")
+        nt_xent = NTXentLoss(self.temperature, gather_distributed=world_size() > 1)
+        loss: Tensor = nt_xent(widened(projections_0), widened(projections_1))
         return loss
 
     def mutual_information(self, value: float, *, num_images: int) -> float:

@@ -16,7 +16,7 @@ class DifferentiatedThrough(MINCLoss):
 
     def _half(self, target, phi, moment):
         triangle = moment.tril() if self.ordered else moment
-        return (-2 * (target * phi).sum(dim=1) + (phi @ triangle * phi).sum(dim=1)).mean()
+        return (-2 * (target * phi).sum(dim=1) + (phi @ triangle * phi).sum(dim=1)).sum()
 
 
 class Transposed(MINCLoss):
@@ -24,14 +24,14 @@ class Transposed(MINCLoss):
 
     def _half(self, target, phi, moment):
         step = phi.detach() @ moment.triu().T
-        return (-2 * (target * phi).sum(dim=1) + 2 * (step * phi).sum(dim=1)).mean()
+        return (-2 * (target * phi).sum(dim=1) + 2 * (step * phi).sum(dim=1)).sum()
 
 
 class Centred(MINCLoss):
     """The faulty form: a covariance instead of the uncentred second moment."""
 
-    def _update(self, targets):
-        super()._update(targets - targets.mean(dim=0))
+    def _update(self, targets, count):
+        super()._update(targets - targets.mean(dim=0), count)
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -117,7 +117,7 @@ def test_the_second_moment_is_a_buffer_and_rests_in_eval_mode():
     z = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     loss(z, z, z, z)
     before = {name: value.clone() for name, value in loss.state_dict().items()}
-    assert set(before) == {"second_moment", "num_updates"}
+    assert set(before) == {"second_moment", "weight", "decay"}
     loss.eval()
     loss(z, z, -z, 2 * z)
     for name, value in loss.state_dict().items():
