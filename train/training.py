@@ -20,7 +20,7 @@ from mio_export.preprocess import Pixels, Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads, resolve_device
 from mio_export.sources import spread
-from mio_export.train.image_set import Geometry, ImageSet, load_images, mean_and_std, probe_geometry, split_folder
+from mio_export.train.data import Geometry, ImageSet, load_images, mean_and_std, open_data, probe_geometry
 from mio_export.train.module import SelfSupervised, batch_loader
 from mio_export.train.recipe import Recipe
 from mio_export.train.recorder import CHECKPOINT, METRICS, Recorder
@@ -72,12 +72,12 @@ def train(
     """
     data, run = Path(data), Path(run)
     progress = progress or Progress()
-    split = split_folder(data)
+    split = open_data(data)
     accelerator = "gpu" if resolve_device(device, library="torch") == "cuda" else "cpu"
     recipe = _settled(recipe, probe_geometry(split.train), accelerator)
     _check_run(run, recipe, resume)
     preprocess = _contract(recipe, (0.5,), (0.5,))
-    images = load_images(split.train, split, preprocess, progress)
+    images = load_images(split.train, preprocess, progress)
     preprocess = _contract(recipe, *mean_and_std(images))
     if resume:
         _check_data(run, images)
