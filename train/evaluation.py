@@ -17,7 +17,7 @@ from mio_export.models import Encoder, load_encoder
 from mio_export.models.checkpoint import DESCRIPTION, EVALUATION, load_description
 from mio_export.preprocess import Pixels
 from mio_export.progress import Progress
-from mio_export.train.image_set import ImageSet, load_images, split_folder
+from mio_export.train.data import ImageSet, load_images, open_data
 from mio_export.train.probes import few_shot, linear_probe
 from mio_export.train.views import ViewConfig, random_view
 
@@ -93,10 +93,10 @@ def evaluate(
     progress = progress or Progress()
     path = Path(path)
     encoder = load_encoder(path)
-    split = split_folder(Path(data))
+    split = open_data(data)
     for note in split.notes:
         progress.line(note)
-    train, test = (load_images(files, split, encoder.preprocess, progress) for files in (split.train, split.test))
+    train, test = (load_images(part, encoder.preprocess, progress) for part in (split.labelled, split.test))
     description = load_description(path) if (path / DESCRIPTION).is_file() else None
     seed = description.training.recipe["seed"] if description and description.training else 0
     evaluation = evaluate_encoder(encoder, train, test, seed=seed, probes=probes, progress=progress)
