@@ -10,21 +10,23 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mio_export.bundle import Training, TrainingData
+from mio_export.bundle import ProjectorSpec, Training, TrainingData
 from mio_export.errors import MioError
 from mio_export.files import staged_file, write_text
 from mio_export.metrics import effective_rank
 from mio_export.models import Encoder, save_encoder
+from mio_export.models.checkpoint import save_head
 from mio_export.preprocess import Pixels
 from mio_export.progress import Task
 from mio_export.train.module import SelfSupervised
+from mio_export.train.objectives import MINCLoss
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "last.ckpt"
 
 
 class Recorder(pl.Callback):
-    """After each epoch: a line of metrics, then the encoder and a checkpoint, each file whole or not at all.
+    """After each epoch: a line of metrics, then head, encoder and a checkpoint, each file whole or not at all.
 
     Args:
         run: the run's folder.
@@ -100,6 +102,18 @@ class Recorder(pl.Callback):
         encoder = module.online["encoder"]
         assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
         training = Training(recipe=module.recipe.to_dict(), data=self._data, last=metrics)
-        save_encoder(self._run, encoder, training=training)
+        head = save_head(self._run, module.online["head"], _projector_spec(module))
+        save_encoder(self._run, encoder, training=training, head=head)
         with staged_file(self._run / CHECKPOINT) as temporary:
             trainer.save_checkpoint(temporary)
+
+
+def _projector_spec(module: SelfSupervised) -> ProjectorSpec:
+    recipe = module.recipe
+    return ProjectorSpec(
+        hidden_dim=recipe.hidden_dim,
+        output_dim=recipe.output_dim,
+        num_layers=recipe.num_layers,
+        ordered=isinstance(module.objective, MINCLoss) and bool(module.objective.ordered),
+        keep=recipe.output_dim,
+    )
