@@ -6,12 +6,20 @@ from typing import Annotated
 import typer
 
 from mio_export.cli.output import Json, print_evaluation, print_json
+from mio_export.errors import UsageError
 
 
 def run(
     path: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A training run or a bundle.")],
     data: Annotated[Path, typer.Option(help="Folder of images; class folders, if there are any, give labels.")],
     probes: Annotated[bool, typer.Option("--probes", help="Also fit linear and few-shot probes (minutes).")] = False,
+    dims: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K,K,...",
+            help="Also score the first K projections of a run with ordered ones (minc, loss.ordered=true).",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score an encoder beside its baselines.
@@ -24,10 +32,18 @@ def run(
     from mio_export.progress import stderr_progress
     from mio_export.train import evaluate
 
-    evaluation = evaluate(path, data, probes=probes, progress=stderr_progress())
+    evaluation = evaluate(path, data, probes=probes, dims=_numbers(dims), progress=stderr_progress())
     if as_json:
         print_json(evaluation.to_dict())
         return
     print_evaluation(evaluation)
     for failure in evaluation.failures:
         typer.echo(f"left out: {failure}", err=True)
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    """Return the numbers of a list with commas; none of no list."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        raise UsageError(f"--dims takes numbers with commas, such as 4,16,64; got {text!r}") from None

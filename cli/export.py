@@ -35,6 +35,13 @@ def run(
     limit: Annotated[int, typer.Option(help="Number of images to take from it.")] = 256,
     max_batch: Annotated[int, typer.Option(help="Largest batch that the artifacts will be given.")] = 64,
     normalize: Annotated[bool, typer.Option("--normalize", help="L2-normalise embeddings, in the graph.")] = False,
+    head: Annotated[str, typer.Option(help="backbone, or projector: embed as the run's projections.")] = "backbone",
+    dim: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", help="Keep the first K projections, of a run with ordered ones (minc, loss.ordered=true)."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export an encoder, with proof, into a bundle.
@@ -57,6 +64,8 @@ def run(
         limit=limit,
         max_batch=max_batch,
         normalize=normalize,
+        head=head,
+        dim=dim,
         progress=stderr_progress(),
     )
     if as_json:

@@ -22,6 +22,31 @@ Precision = Literal["fp32"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProjectorSpec:
+    """A projection head after the backbone, and how much of what it gives is kept."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    hidden_dim: int
+    """Width of the hidden layers."""
+    output_dim: int
+    """Width of the projections."""
+    num_layers: int
+    """Linear layers."""
+    ordered: bool
+    """Whether the projections were trained in an order, the first being the leading one."""
+    keep: int
+    """K: the first K projections are kept, 1 to ``output_dim``."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_dim", "output_dim", "num_layers"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not 1 <= self.keep <= self.output_dim:
+            raise UsageError(f"keep must be 1 to {self.output_dim}, the width of the projections; got {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """What an encoder is, apart from its weights."""
 
@@ -37,6 +62,8 @@ class EncoderSpec:
     """How a feature map becomes one vector; ``backbone``: as the backbone itself does before its classifier."""
     normalize: bool = False
     """Whether embeddings are divided by their L2 norm."""
+    projector: ProjectorSpec | None = None
+    """What makes embeddings of the backbone's features; None: they are the features themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +166,14 @@ class Bundle:
 
 
 def space_fingerprint(*, weights_sha256: str, encoder: EncoderSpec, preprocess: Preprocess) -> str:
-    """Return the sha256 that names an embedding space: weights, preprocessing, pooling and output normalisation."""
-    parts = {"weights": weights_sha256, "encoder": asdict(encoder), "preprocess": preprocess.to_dict()}
+    """Return the sha256 that names an embedding space.
+
+    It is of weights, preprocessing, pooling, output normalisation and, if there is one, the projector.
+    """
+    described = asdict(encoder)
+    if encoder.projector is None:
+        del described["projector"]  # the key is younger than the fingerprints of encoders without it
+    parts = {"weights": weights_sha256, "encoder": described, "preprocess": preprocess.to_dict()}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -198,6 +231,7 @@ __all__ = [
     "Format",
     "Manifest",
     "Precision",
+    "ProjectorSpec",
     "Proof",
     "Training",
     "TrainingData",

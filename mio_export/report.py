@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mio_export.bundle import MANIFEST, Artifact, Bundle, Training, load_bundle
+from mio_export.bundle import MANIFEST, Artifact, Bundle, ProjectorSpec, Training, load_bundle
 from mio_export.errors import UsageError
 from mio_export.metrics import HEADLINE_K
 from mio_export.preprocess import Preprocess
@@ -49,6 +49,7 @@ def _describe_bundle(bundle: Bundle) -> Description:
     lines = [
         ("bundle", f"{manifest.name}, schema version {manifest.schema_version}"),
         ("encoder", f"{encoder.backbone}, {encoder.stem} stem"),
+        ("embedding", _embedding(encoder.projector)),
         ("takes", f"uint8 images (N, {size}, {size}, {channels}), N from 1 to {manifest.max_batch}"),
         ("gives", f"float32 (N, {encoder.embedding_dim}), {_norm(encoder.normalize)}"),
         ("decoding", _decoding(preprocess)),
@@ -60,6 +61,13 @@ def _describe_bundle(bundle: Bundle) -> Description:
         lines.append(("measured", _measured(manifest.metrics["scores"]["trained"])))
     lines += [("artifact", _artifact(bundle, artifact)) for artifact in manifest.artifacts]
     return Description(kind="bundle", lines=tuple(lines), values=json.loads(manifest.to_json()))
+
+
+def _embedding(projector: ProjectorSpec | None) -> str:
+    if projector is None:
+        return "the backbone's features"
+    part = f"first {projector.keep} of" if projector.keep < projector.output_dim else "all"
+    return f"{part} {projector.output_dim} {'ordered ' if projector.ordered else ''}projections"
 
 
 def _norm(normalized: bool) -> str:

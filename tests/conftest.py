@@ -11,6 +11,8 @@ from PIL import Image
 from mio_export.exporting import export
 from mio_export.models import build_encoder, save_encoder
 from mio_export.preprocess import Preprocess
+from mio_export.sample import read_sample
+from mio_export.train import recipe_from_dict, train
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +67,34 @@ def run_folder(tmp_path_factory, encoder):
     """What ``mio export`` needs of a training run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     save_encoder(folder, encoder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def greys(tmp_path_factory):
+    """A folder of 200 images of the sample, 28 px, without labels."""
+    folder = tmp_path_factory.mktemp("data") / "greys"
+    folder.mkdir()
+    for index, image in enumerate(read_sample("train", limit=200)):
+        (folder / f"{index:03d}.png").write_bytes(image)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ordered_run(tmp_path_factory, greys):
+    """A run of ordered MINC, one epoch, with 32 projections; read only."""
+    folder = tmp_path_factory.mktemp("runs") / "ordered"
+    values = {"objective": "minc", "loss": {"ordered": True}, "epochs": 1, "batch_size": 32}
+    train(recipe_from_dict({**values, "hidden_dim": 64, "output_dim": 32}), greys, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unordered_run(tmp_path_factory, greys):
+    """The same of MIO, whose projections have no order; read only."""
+    folder = tmp_path_factory.mktemp("runs") / "unordered"
+    values = {"objective": "mio", "epochs": 1, "batch_size": 32, "hidden_dim": 64, "output_dim": 32}
+    train(recipe_from_dict(values), greys, folder)
     return folder
 
 

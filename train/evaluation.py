@@ -1,7 +1,7 @@
 """Evaluation: kNN and label-free copy retrieval, always beside raw pixels, PCA and the untrained encoder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mio_export.preprocess import Pixels
 from mio_export.progress import Progress
 from mio_export.train.data import ImageSet, load_images, open_data
 from mio_export.train.probes import few_shot, linear_probe
+from mio_export.train.truncation import Truncation, truncations
 from mio_export.train.views import ViewConfig, random_view
 
 _PCA_DIM = 128
@@ -58,7 +59,7 @@ class Evaluation:
     """An encoder beside its baselines on one data folder."""
 
     scores: Mapping[str, Scores]
-    """By row: raw pixels, PCA, untrained, trained."""
+    """By row: raw pixels, PCA, untrained, trained, and the first K projections that were asked for."""
     num_train: int
     num_test: int
     num_classes: int | None
@@ -71,7 +72,12 @@ class Evaluation:
 
 
 def evaluate(
-    path: str | Path, data: str | Path, *, probes: bool = False, progress: Progress | None = None
+    path: str | Path,
+    data: str | Path,
+    *,
+    probes: bool = False,
+    dims: Sequence[int] = (),
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate the encoder of a run or a bundle on a folder of images.
 
@@ -84,22 +90,26 @@ def evaluate(
         path: a training run or a bundle.
         data: a folder of images.
         probes: also fit linear and few-shot probes, which takes minutes; they need labels.
+        dims: also score the first K projections for each K, of a run that ordered them (MINC, ``loss.ordered=true``).
         progress: is told what is being done.
 
     Raises:
-        UsageError: there is no run, bundle or folder.
+        UsageError: there is no run, bundle or folder, or ``dims`` do not fit the run.
         MioError: the folder's images cannot be used.
     """
     progress = progress or Progress()
     path = Path(path)
     encoder = load_encoder(path)
+    truncated = truncations(path, dims)
     split = open_data(data)
     for note in split.notes:
         progress.line(note)
     train, test = (load_images(part, encoder.preprocess, progress) for part in (split.labelled, split.test))
     description = load_description(path) if (path / DESCRIPTION).is_file() else None
     seed = description.training.recipe["seed"] if description and description.training else 0
-    evaluation = evaluate_encoder(encoder, train, test, seed=seed, probes=probes, progress=progress)
+    evaluation = evaluate_encoder(
+        encoder, train, test, seed=seed, probes=probes, truncated=truncated, progress=progress
+    )
     if description is not None:
         values = {
             "weights_sha256": description.weights_sha256,
@@ -117,9 +127,20 @@ def evaluate_encoder(
     *,
     seed: int = 0,
     probes: bool = False,
+    truncated: Mapping[str, Truncation] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate an encoder on images in memory; ``seed`` is the run's, from which it drew its untrained weights."""
+    """Evaluate an encoder on images in memory.
+
+    Args:
+        encoder: what to evaluate.
+        train: the bank of the kNN classifier.
+        test: what counts.
+        seed: the run's, from which it drew its untrained weights.
+        probes: also fit linear and few-shot probes.
+        truncated: more rows, made from the trained features.
+        progress: is told what is being done.
+    """
     progress = progress or Progress()
     copies = augmented_copies(test.pixels)
     embedders = {
@@ -132,6 +153,10 @@ def evaluate_encoder(
     for name, embed in embedders.items():
         progress.line(f"evaluating: {name}")
         bank, queries, copied = (embed(pixels) for pixels in (train.pixels, test.pixels, copies))
+        scores[name] = _scores(bank, queries, copied, train.labels, test.labels, probes=probes)
+    features = bank, queries, copied  # of the last row, the trained encoder
+    for name, truncate in (truncated or {}).items():
+        bank, queries, copied = (truncate(rows) for rows in features)
         scores[name] = _scores(bank, queries, copied, train.labels, test.labels, probes=probes)
     return Evaluation(
         scores=scores,

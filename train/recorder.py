@@ -8,18 +8,19 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from mio_export.train.data import ImageSet
 from torch import Tensor
 
-from mio_export.bundle import Training, TrainingData
+from mio_export.bundle import ProjectorSpec, Training, TrainingData
 from mio_export.errors import GateError, MioError
 from mio_export.files import write_text
 from mio_export.models import Encoder, save_encoder
+from mio_export.models.checkpoint import save_head
 from mio_export.progress import Progress, Task
 from mio_export.train.checkpoints import Checkpoints
-from mio_export.train.evaluation import online_scores
+from mio_export.train.data import ImageSet
 from mio_export.train.loader import EpochBatches
 from mio_export.train.module import SelfSupervised
+from mio_export.train.objectives import MINCLoss
 from mio_export.train.watchdog import Watchdog
 
 METRICS = "metrics.jsonl"
@@ -129,6 +130,8 @@ class Recorder(pl.Callback):
         epoch, every = trainer.current_epoch + 1, self._recording.evaluate_every
         scores = {}
         if every and epoch % every == 0 and trainer.is_global_zero:
+            from mio_export.train.online import online_scores
+
             scores = online_scores(_encoder(module), self._images)
         return {
             "epoch": epoch,
@@ -148,7 +151,8 @@ class Recorder(pl.Callback):
         shown = "" if information is None else f"MI {information:.2f}, "
         self._task.advance(0, note=f"loss {metrics['loss']:.3f}, {shown}rank {metrics['effective_rank']:.0f}")
         training = Training(recipe=module.recipe.to_dict(), data=self._data, last=metrics)
-        save_encoder(self._recording.run, _encoder(module), training=training)
+        head = save_head(self._recording.run, module.online["head"], _projector_spec(module))
+        save_encoder(self._recording.run, _encoder(module), training=training, head=head)
 
     def _raise_alarm(self, metrics: dict[str, Any]) -> None:
         message = f"epoch {metrics['epoch']}: {metrics['alarm']}"
@@ -177,3 +181,14 @@ def _encoder(module: SelfSupervised) -> Encoder:
     encoder = module.online["encoder"]
     assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
     return encoder
+
+
+def _projector_spec(module: SelfSupervised) -> ProjectorSpec:
+    recipe = module.recipe
+    return ProjectorSpec(
+        hidden_dim=recipe.hidden_dim,
+        output_dim=recipe.output_dim,
+        num_layers=recipe.num_layers,
+        ordered=isinstance(module.objective, MINCLoss) and bool(module.objective.ordered),
+        keep=recipe.output_dim,
+    )

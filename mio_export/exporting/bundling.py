@@ -27,7 +27,7 @@ from mio_export.errors import GateError, MioError, UsageError
 from mio_export.exporting.onnx import OPSET, onnx_from_encoder
 from mio_export.exporting.torchscript import torchscript_from_encoder
 from mio_export.files import sha256_file, staged_folder, write_text
-from mio_export.models import Encoder, load_encoder
+from mio_export.models import Encoder, load_encoder, load_projector_encoder
 from mio_export.models.checkpoint import EVALUATION, load_description, save_weights
 from mio_export.parity.images import parity_images
 from mio_export.parity.prove import Reference, prove
@@ -67,6 +67,8 @@ def export(
     limit: int = 256,
     max_batch: int = 64,
     normalize: bool = False,
+    head: str = "backbone",
+    dim: int | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export an encoder into a bundle, proving every artifact on real images first.
@@ -83,6 +85,10 @@ def export(
         limit: number of images to take from the folder.
         max_batch: largest batch that the artifacts will be given.
         normalize: divide embeddings by their L2 norm, in the graph.
+        head: ``backbone``, or ``projector``: embeddings are the projections of the run's head.
+        dim: K, keep the first K projections; for a run that ordered them (MINC with ``loss.ordered=true``). That they
+            are the leading eigenfunctions is a statement about ``loss.norm=none``; otherwise measure what they are
+            worth.
         progress: is told what is being done.
 
     Raises:
@@ -93,7 +99,8 @@ def export(
     out = Path(out)
     _check(out, formats, precisions, max_batch)
     progress = progress or Progress()
-    encoder, training, metrics = _opened(source, progress)
+    _check_head(source, head, dim)
+    encoder, training, metrics = _opened(source, head, dim, progress)
     encoder.spec = replace(encoder.spec, normalize=normalize or encoder.spec.normalize)
     rejected = out.with_name(f"{out.name}.rejected")
     chosen = parity_images(encoder.preprocess, images, limit=limit)
@@ -119,7 +126,7 @@ def export(
 
 
 def _opened(
-    source: Encoder | str | Path, progress: Progress
+    source: Encoder | str | Path, head: str, dim: int | None, progress: Progress
 ) -> tuple[Encoder, Training | None, Mapping[str, Any] | None]:
     """Return an encoder of its own in eval mode on the CPU, and what its run says of training and evaluation."""
     if isinstance(source, Encoder):
@@ -127,6 +134,11 @@ def _opened(
     run = Path(source)
     if (run / MANIFEST).is_file():
         raise UsageError(f"{run} is a bundle already; export the training run or the weights that it came from")
+    if head == "projector":
+        encoder = load_projector_encoder(run, dim=dim)
+        if (run / EVALUATION).is_file():
+            progress.line(f"{run / EVALUATION} is of the backbone's features, not of projections, and is left out")
+        return encoder, load_description(run).training, None
     encoder, description = load_encoder(run), load_description(run)
     metrics = None
     if (run / EVALUATION).is_file():
@@ -135,6 +147,15 @@ def _opened(
             progress.line(f"{run / EVALUATION} is of other weights and is left out; evaluate the run again")
             metrics = None
     return encoder, description.training, metrics
+
+
+def _check_head(source: Encoder | str | Path, head: str, dim: int | None) -> None:
+    if head not in ("backbone", "projector"):
+        raise UsageError(f"head must be backbone or projector, got {head!r}")
+    if head == "backbone" and dim is not None:
+        raise UsageError(f"dim {dim} is of the projections; give it together with head projector, or leave it out")
+    if head == "projector" and isinstance(source, Encoder):
+        raise UsageError("head projector is that of a training run; an encoder that was brought along has none")
 
 
 def _check(out: Path, formats: Sequence[str], precisions: Sequence[str], max_batch: int) -> None:

@@ -17,7 +17,7 @@ from mio_export.train import recipe_from_dict, train
 from mio_export.train.objectives.registry import OBJECTIVES
 
 TINY = {"epochs": 3, "batch_size": 64, "hidden_dim": 64, "output_dim": 32}
-ARTIFACTS = ("encoder.safetensors", "metrics.jsonl", "encoder.json", "recipe.json")
+ARTIFACTS = ("encoder.safetensors", "projection_head.safetensors", "metrics.jsonl", "encoder.json", "recipe.json")
 
 
 @pytest.fixture(scope="module")
