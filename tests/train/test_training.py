@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from PIL import Image
 
 from mio_export.errors import MioError, UsageError
 from mio_export.models import load_encoder
+from mio_export.progress import Progress
 from mio_export.sample import read_sample
 from mio_export.train import recipe_from_dict, train
+from mio_export.train.checkpoints import Checkpoints
 from mio_export.train.objectives.registry import OBJECTIVES
+from mio_export.train.watchdog import Health
 
 TINY = {"epochs": 3, "batch_size": 64, "hidden_dim": 64, "output_dim": 32}
 ARTIFACTS = ("encoder.safetensors", "projection_head.safetensors", "metrics.jsonl", "encoder.json", "recipe.json")
@@ -45,7 +49,7 @@ def test_a_run_holds_what_it_promises(data, tmp_path):
     result = train(recipe_from_dict(TINY), data, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
-    keys = {"step", "loss", "mutual_information", "effective_rank", "effective_rank_projections", "learning_rate"}
+    keys = {"step", "loss", "mutual_information", "learning_rate", "alarm", *(f.name for f in fields(Health))}
     assert all(keys <= line.keys() for line in lines)
     assert lines[-1] == result.metrics
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -71,14 +75,14 @@ def test_an_interrupted_run_resumes_to_the_same_weights(data, tmp_path, objectiv
 
     recipe = recipe_from_dict({**TINY, "objective": objective})
     train(recipe, data, tmp_path / "whole")
-    save = Recorder._save
+    end_epoch = Recorder.on_train_epoch_end
 
-    def save_then_stop(self, trainer, module, metrics):
-        save(self, trainer, module, metrics)
-        if metrics["epoch"] == 2:
+    def end_then_stop(self, trainer, module):
+        end_epoch(self, trainer, module)
+        if trainer.current_epoch == 1:
             raise ZeroDivisionError
 
-    monkeypatch.setattr(Recorder, "_save", save_then_stop)
+    monkeypatch.setattr(Recorder, "on_train_epoch_end", end_then_stop)
     with pytest.raises(ZeroDivisionError):
         train(recipe, data, tmp_path / "run")
     monkeypatch.undo()
@@ -112,7 +116,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(data, tmp_path):
     arguments = ["--data", str(data), "-o", str(tmp_path / "run"), *settings]
     process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "last.ckpt").exists():
+    while not list(tmp_path.glob("run/checkpoints/step-*.ckpt")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -122,13 +126,13 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(data, tmp_path):
     assert errors.strip().splitlines()[-1].startswith("mio: interrupted")
     assert "Traceback" not in errors
     epochs = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
-    assert checkpoint["epoch"] + 1 in (epochs, epochs - 1)
+    newest = Checkpoints(tmp_path / "run").latest(Progress())
+    assert newest.state["epoch"] + 1 in (epochs, epochs - 1)
     load_encoder(tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
-    with pytest.raises(MioError, match="the loss is not finite in epoch 1"):
+    with pytest.raises(MioError, match=r"not finite in epoch 1, batch \d \(\d+\.png, .* and 61 others\)"):
         train(recipe_from_dict({**TINY, "learning_rate": 1e30}), data, tmp_path / "run")
 
 
