@@ -9,7 +9,7 @@ from mio_export.errors import UsageError
 from mio_export.schema import InvalidValueError, validated
 from mio_export.settings import did_you_mean
 from mio_export.train.objectives.registry import OBJECTIVES
-from mio_export.train.views import ViewConfig
+from mio_export.train.views import ViewConfig, view_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,13 +115,16 @@ class Recipe:
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from text that came from outside, strictly.
+    """Build a recipe from text that came from outside, strictly; the preset of its views fills in what they leave out.
 
     Raises:
         UsageError: a key is unknown (its nearest name is given), or a value is not allowed.
     """
+    values = dict(values)
+    if isinstance(values.get("views"), Mapping):
+        values["views"] = view_values(values["views"])
     try:
-        return validated(dict(values), Recipe)
+        return validated(values, Recipe)
     except InvalidValueError as error:
         if error.kind in ("unexpected_keyword_argument", "extra_forbidden"):
             known = [f.name for f in fields(Recipe)] + [f"views.{f.name}" for f in fields(ViewConfig)]

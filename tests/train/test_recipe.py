@@ -18,6 +18,14 @@ def test_settings_reach_every_field():
     assert recipe_from_dict(recipe.to_dict()) == recipe
 
 
+def test_a_preset_of_views_fills_in_what_is_not_set():
+    recipe = recipe_from_dict(with_settings({"views": {"preset": "byol"}}, ["views.flip_probability=0"]))
+    assert recipe.views.preset == "byol"
+    assert recipe.views.blur_probability == (1.0, 0.1)
+    assert recipe.views.flip_probability == 0
+    assert recipe_from_dict(recipe.to_dict()) == recipe  # a stored recipe holds every value
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -30,6 +38,8 @@ def test_settings_reach_every_field():
             "recipe: objective must be one of mio, minc, spectral, simclr, byol, linear-byol, simsiam; got 'dino'",
         ),
         ("views.crop_area=0,1", "views: crop_area must be a range in (0, 1], got (0.0, 1.0)"),
+        ("views.preset=dino", "views: preset must be one of gentle, mio, simclr, byol; got 'dino'"),
+        ("views=byol", "views: Input should be a dictionary"),
         ("image_size=4", "image_size must be 8 or more, got 4"),
         ("warmup_share=1", "warmup_share must be in [0, 1), got 1"),
     ],
