@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from mio_export.parity import ParityReport
-    from mio_export.train import Evaluation, Plan
+    from mio_export.train import Evaluation, Plan, SeedSummary
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -44,15 +44,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
 
 def print_evaluation(evaluation: "Evaluation") -> None:
     """Print an encoder's scores beside its baselines."""
-    from mio_export.metrics import HEADLINE_K
-
-    columns = {}
-    for name, scores in evaluation.scores.items():
-        cells = {f"kNN (k={HEADLINE_K})": scores.knn[HEADLINE_K]} if scores.knn else {}
-        if scores.linear is not None and scores.few_shot is not None:
-            cells |= {"linear": scores.linear, **{f"{shot}-shot": value for shot, value in scores.few_shot.items()}}
-        cells |= {f"copy recall@{k}": scores.copy_recall[k] for k in (1, 10)}
-        columns[name] = cells
+    columns = {name: scores.columns() for name, scores in evaluation.scores.items()}
     header = ["", *next(iter(columns.values()))]
     rows = [[name, *(f"{100 * value:.1f} %" for value in cells.values())] for name, cells in columns.items()]
     print_table(f"evaluation on {evaluation.num_test:,} held-out images", header, rows)
@@ -92,6 +84,25 @@ def _bytes(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
 
 
+def print_seeds(summary: "SeedSummary") -> None:
+    """Print mean and deviation over the seeds beside the baselines, which have none, and the differences in kNN."""
+    from mio_export.metrics import HEADLINE_K
+    from mio_export.train.scores import VARYING
+
+    header = ["", *next(iter(summary.spread.values()))]
+    rows = [
+        [name, *(_mean(spread.mean, spread.deviation, varies=name in VARYING) for spread in cells.values())]
+        for name, cells in summary.spread.items()
+    ]
+    seeds = ", ".join(name.removeprefix("seed-") for name in summary.evaluations)
+    print_table(f"evaluation on {summary.num_test:,} held-out images, seeds {seeds}: mean ± deviation", header, rows)
+    if summary.differences:
+        intervals = summary.differences.items()
+        rows = [[name, *(f"{100 * x:+.1f}" for x in (d.difference, d.low, d.high))] for name, d in intervals]
+        title = f"trained less each other in kNN (k={HEADLINE_K}), points, 95 % paired bootstrap over seeds and images"
+        print_table(title, ["", "difference", "from", "to"], rows)
+
+
 def print_parity(reports: Iterable["ParityReport"]) -> None:
     """Print what every artifact was proved to be, its worst batch size counting."""
     header = ["artifact", "runtime", "batches", "min cosine", "max rel error", "top-1", "recall@10", "verdict"]
@@ -111,6 +122,11 @@ def print_parity(reports: Iterable["ParityReport"]) -> None:
             ]
         )
     print_table("parity with the encoder", header, rows)
+
+
+def _mean(mean: float, deviation: float, *, varies: bool) -> str:
+    around = f" ± {100 * deviation:.1f}" if varies and math.isfinite(deviation) else ""
+    return f"{100 * mean:.1f}{around} %"
 
 
 def _finite(values: Any) -> Any:

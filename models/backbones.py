@@ -29,7 +29,8 @@ def build_backbone(name: str, *, channels: int = 3, stem: Stem = "imagenet") -> 
     """Build a backbone with fresh weights, without its classifier.
 
     Args:
-        name: ``small``, ``resnet50x2``, a torchvision or timm name, or one with its library in front, ``timm/vit_tiny_patch16_224``.
+        name: ``small``, ``resnet50x2``, a torchvision or timm name, or one with its library in front,
+            ``timm/vit_tiny_patch16_224``.
         channels: 1 or 3.
         stem: first layers of a torchvision ResNet; ``small`` (3x3, stride 1, padding 1, no max-pool) is for images up
             to about 64 px.

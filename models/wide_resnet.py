@@ -9,8 +9,8 @@ _BLOCKS = (3, 4, 6, 3)
 class ResNet50x2(ResNet):
     """torchvision's ResNet-50 with every channel count doubled, 94 million parameters without the classifier.
 
-    torchvision's ``wide_resnet50_2`` widens only the middle of each block. Takes normalised pixels (N, 3, H, W) and gives
-    logits from features of width 4096.
+    torchvision's ``wide_resnet50_2`` widens only the middle of each block. Takes normalised pixels (N, 3, H, W) and
+    gives logits from features of width 4096.
 
     Source: Kolesnikov et al. 2019 (arXiv 1901.09005), section 3.1, as used by SimCLR and BYOL.
     """

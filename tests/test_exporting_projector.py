@@ -114,9 +114,9 @@ def test_the_evaluation_of_the_backbone_is_not_taken_for_that_of_the_projections
 
 
 def held_out(folder):
-    from mio_export.train.image_set import split_folder
+    from mio_export.train.data import open_data
 
-    return len(split_folder(folder).test)
+    return len(open_data(folder).test)
 
 
 def test_what_does_not_go_together_is_refused(mio, ordered_run, unordered_run, tmp_path):

@@ -22,7 +22,7 @@ class Checkpoint:
 
     path: Path
     state: dict[str, Any]
-    """Lightning's: weights, target, Λ, optimiser, schedule, scaler, progress, callbacks; tensors and plain values only."""
+    """Lightning's: weights, target, Λ, optimiser, schedule, scaler, progress, callbacks; tensors and plain values."""
 
 
 class Checkpoints:

@@ -1,30 +1,27 @@
-"""Evaluation: kNN and label-free copy retrieval, always beside raw pixels, PCA and the untrained encoder."""
+"""Evaluation: kNN, probes and label-free copy retrieval, always beside raw pixels, PCA and the untrained encoder."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
+from mio_export.errors import UsageError
 from mio_export.files import write_text
-from mio_export.metrics import knn_accuracy, retrieval_recall
+from mio_export.metrics import HEADLINE_K, knn_predictions, retrieval_recall
 from mio_export.models import Encoder, load_encoder
 from mio_export.models.checkpoint import DESCRIPTION, EVALUATION, load_description
 from mio_export.preprocess import Pixels
 from mio_export.progress import Progress
+from mio_export.runtimes.devices import exact_float32, resolve_device
+from mio_export.train.baselines import Embed, fitted_pca, raw_pixels
 from mio_export.train.data import ImageSet, load_images, open_data
-from mio_export.train.probes import few_shot, linear_probe
-from mio_export.train.truncation import Truncation, truncations
+from mio_export.train.probes import few_shot, linear_probe, sgd_probe
+from mio_export.train.scores import TRAINED, UNTRAINED, Evaluation, Scores, knn_differences
+from mio_export.train.truncation import Rows, Truncation, truncations
 from mio_export.train.views import ViewConfig, random_view
 
-_PCA_DIM = 128
-_LARGEST_RAW = 64
-_SHRUNK = 32
 _COPY_SEED = 20211
 COPY_VIEW = ViewConfig(
     crop_area=(0.4, 1.0),
@@ -40,43 +37,13 @@ COPY_VIEW = ViewConfig(
 """The fixed augmentation of copy retrieval."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """How one way of embedding did."""
-
-    knn: Mapping[int, float] | None
-    """Accuracy of the kNN classifier for each k; None without labels."""
-    copy_recall: Mapping[int, float]
-    """Share of test images whose augmented copy finds them among its k nearest, for each k."""
-    linear: float | None = None
-    """Accuracy of the linear probe; None without labels, or if probes were not asked for."""
-    few_shot: Mapping[int, float] | None = None
-    """Mean accuracy of probes on 1, 5 and 10 images of each class; None likewise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """An encoder beside its baselines on one data folder."""
-
-    scores: Mapping[str, Scores]
-    """By row: raw pixels, PCA, untrained, trained, and the first K projections that were asked for."""
-    num_train: int
-    num_test: int
-    num_classes: int | None
-    failures: tuple[str, ...]
-    """Files that could not be read."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready values."""
-        return asdict(self)
-
-
 def evaluate(
     path: str | Path,
     data: str | Path,
     *,
     probes: bool = False,
     dims: Sequence[int] = (),
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate the encoder of a run or a bundle on a folder of images.
@@ -89,35 +56,62 @@ def evaluate(
     Args:
         path: a training run or a bundle.
         data: a folder of images.
-        probes: also fit linear and few-shot probes, which takes minutes; they need labels.
+        probes: also fit linear, SGD and few-shot probes, which takes minutes; they need labels.
         dims: also score the first K projections for each K, of a run that ordered them (MINC, ``loss.ordered=true``).
+        device: ``auto``, ``cpu`` or ``cuda``.
         progress: is told what is being done.
 
     Raises:
         UsageError: there is no run, bundle or folder, or ``dims`` do not fit the run.
         MioError: the folder's images cannot be used.
+        MissingBackendError: CUDA is asked for and there is none.
     """
-    progress = progress or Progress()
-    path = Path(path)
-    encoder = load_encoder(path)
-    truncated = truncations(path, dims)
-    split = open_data(data)
-    for note in split.notes:
+    return evaluate_all([Path(path)], Path(data), probes=probes, dims=dims, device=device, progress=progress)[0]
+
+
+def evaluate_all(
+    paths: Sequence[Path],
+    data: Path,
+    *,
+    probes: bool = False,
+    dims: Sequence[int] = (),
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Do what ``evaluate`` does for several encoders of one decode contract; images and baselines are theirs alike.
+
+    Raises:
+        UsageError: as ``evaluate``, or the contracts differ.
+    """
+    device, progress = resolve_device(device, library="torch"), progress or Progress()
+    encoders = [load_encoder(path) for path in paths]
+    encoder = encoders[0]
+    for path, other in zip(paths, encoders, strict=True):
+        if other.preprocess != encoder.preprocess:
+            raise UsageError(f"{path} and {paths[0]} decode images differently; evaluate them one by one")
+    truncated = {path: truncations(path, dims) for path in paths}
+    opened = open_data(data)
+    for note in opened.notes:
         progress.line(note)
-    train, test = (load_images(part, encoder.preprocess, progress) for part in (split.labelled, split.test))
-    description = load_description(path) if (path / DESCRIPTION).is_file() else None
-    seed = description.training.recipe["seed"] if description and description.training else 0
-    evaluation = evaluate_encoder(
-        encoder, train, test, seed=seed, probes=probes, truncated=truncated, progress=progress
-    )
-    if description is not None:
-        values = {
-            "weights_sha256": description.weights_sha256,
-            "data_sha256": {"train": train.sha256, "test": test.sha256},
-            **evaluation.to_dict(),
-        }
-        write_text(path / EVALUATION, json.dumps(values, indent=2) + "\n")
-    return evaluation
+    train, test = (load_images(part, encoder.preprocess, progress) for part in (opened.labelled, opened.test))
+    baselines = baseline_scores(train, test, probes=probes, progress=progress)
+    evaluations = []
+    for path, encoder in zip(paths, encoders, strict=True):
+        if len(paths) > 1:
+            progress.line(f"{path.name}:")
+        evaluation = evaluate_encoder(
+            encoder.to(device),
+            train,
+            test,
+            seed=_seed(path),
+            probes=probes,
+            baselines=baselines,
+            truncated=truncated[path],
+            progress=progress,
+        )
+        _keep(path, evaluation, train, test)
+        evaluations.append(evaluation)
+    return evaluations
 
 
 def evaluate_encoder(
@@ -127,44 +121,53 @@ def evaluate_encoder(
     *,
     seed: int = 0,
     probes: bool = False,
+    baselines: Mapping[str, Scores] | None = None,
     truncated: Mapping[str, Truncation] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate an encoder on images in memory.
+    """Evaluate an encoder, on the device where it is, on images in memory.
 
     Args:
-        encoder: what to evaluate.
-        train: the bank of the kNN classifier.
-        test: what counts.
+        encoder: its modes, buffers and weights stay as they are.
+        train: the bank of kNN and the probes' training rows.
+        test: what is scored.
         seed: the run's, from which it drew its untrained weights.
-        probes: also fit linear and few-shot probes.
+        probes: also fit probes.
+        baselines: what ``baseline_scores`` gave for these images; None computes it.
         truncated: more rows, made from the trained features.
         progress: is told what is being done.
     """
     progress = progress or Progress()
-    copies = augmented_copies(test.pixels)
-    embedders = {
-        "raw pixels": _raw,
-        "PCA": _pca(train.pixels),
-        "untrained": encoder.untrained(seed=seed).embed,
-        "trained": encoder.embed,
-    }
-    scores = {}
-    for name, embed in embedders.items():
-        progress.line(f"evaluating: {name}")
-        bank, queries, copied = (embed(pixels) for pixels in (train.pixels, test.pixels, copies))
-        scores[name] = _scores(bank, queries, copied, train.labels, test.labels, probes=probes)
-    features = bank, queries, copied  # of the last row, the trained encoder
+    device = encoder.mean.device
+    exam = _Exam(train=train, test=test, copies=augmented_copies(test.pixels), probes=probes, progress=progress)
+    scores = dict(baselines or baseline_scores(train, test, probes=probes, progress=progress))
+    with exact_float32(device.type):
+        scores[UNTRAINED] = exam.scores(UNTRAINED, encoder.untrained(seed=seed).to(device).embed)
+        features = exam.embedded(TRAINED, encoder.embed)
+        scores[TRAINED] = exam.graded(*features)
     for name, truncate in (truncated or {}).items():
-        bank, queries, copied = (truncate(rows) for rows in features)
-        scores[name] = _scores(bank, queries, copied, train.labels, test.labels, probes=probes)
+        scores[name] = exam.graded(*(truncate(rows) for rows in features))
     return Evaluation(
         scores=scores,
+        differences=knn_differences([scores]),
         num_train=len(train.pixels),
         num_test=len(test.pixels),
         num_classes=len(train.class_names) or None,
         failures=(*train.failures, *test.failures),
+        device=device.type,
     )
+
+
+def baseline_scores(
+    train: ImageSet, test: ImageSet, *, probes: bool = False, progress: Progress | None = None
+) -> dict[str, Scores]:
+    """Return the scores of raw pixels and of PCA."""
+    copies = augmented_copies(test.pixels)
+    exam = _Exam(train=train, test=test, copies=copies, probes=probes, progress=progress or Progress())
+    return {
+        "raw pixels": exam.scores("raw pixels", raw_pixels),
+        "PCA": exam.scores("PCA", fitted_pca(train.pixels)),
+    }
 
 
 def augmented_copies(pixels: Pixels) -> Pixels:
@@ -174,36 +177,63 @@ def augmented_copies(pixels: Pixels) -> Pixels:
     return copies.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _scores(
-    train: npt.NDArray[np.float32],
-    test: npt.NDArray[np.float32],
-    copies: npt.NDArray[np.float32],
-    train_labels: npt.NDArray[np.int64] | None,
-    test_labels: npt.NDArray[np.int64] | None,
-    *,
-    probes: bool,
-) -> Scores:
-    scores = Scores(knn=None, copy_recall=retrieval_recall(copies, test))
-    if train_labels is None or test_labels is None:
-        return scores
-    labelled = (train, train_labels, test, test_labels)
-    scores = replace(scores, knn=knn_accuracy(*labelled))
-    return replace(scores, linear=linear_probe(*labelled), few_shot=few_shot(*labelled)) if probes else scores
+@dataclass(frozen=True, kw_only=True)
+class _Exam:
+    """What every way of embedding has to do."""
+
+    train: ImageSet
+    test: ImageSet
+    copies: Pixels
+    probes: bool
+    progress: Progress
+
+    def scores(self, name: str, embed: Embed) -> Scores:
+        return self.graded(*self.embedded(name, embed))
+
+    def embedded(self, name: str, embed: Embed) -> tuple[Rows, Rows, Rows]:
+        """Embeddings of the training images, the test images and their copies, shape (N, D) each."""
+        self.progress.line(f"evaluating: {name}")
+        return embed(self.train.pixels), embed(self.test.pixels), embed(self.copies)
+
+    def graded(self, bank: Rows, queries: Rows, copies: Rows) -> Scores:
+        scores = Scores(knn=None, copy_recall=retrieval_recall(copies, queries))
+        truth = self.test.labels
+        if self.train.labels is None or truth is None:
+            return scores
+        correct = {k: found == truth for k, found in knn_predictions(bank, self.train.labels, queries).items()}
+        knn = {k: float(right.mean()) for k, right in correct.items()}
+        scores = replace(scores, knn=knn, correct=correct[HEADLINE_K])
+        if not self.probes:
+            return scores
+        labelled = (bank, self.train.labels, queries, truth)
+        return replace(scores, linear=linear_probe(*labelled), sgd=sgd_probe(*labelled), few_shot=few_shot(*labelled))
 
 
-def _raw(pixels: Pixels) -> npt.NDArray[np.float32]:
-    """Pixels as rows; images above 64 px are averaged down to 32 px first, or the rows would not fit in memory."""
-    if pixels.shape[1] <= _LARGEST_RAW:
-        return pixels.reshape(len(pixels), -1).astype(np.float32)
-    blocks = torch.from_numpy(pixels).split(256)
-    small = [F.interpolate(block.permute(0, 3, 1, 2).float(), size=_SHRUNK, mode="area") for block in blocks]
-    return torch.cat(small).flatten(1).numpy()
+def _seed(path: Path) -> int:
+    """The seed of a run, 0 if it names none."""
+    description = load_description(path) if (path / DESCRIPTION).is_file() else None
+    return int(description.training.recipe["seed"]) if description and description.training else 0
 
 
-def _pca(pixels: Pixels) -> Any:
-    """Fit PCA on the training pixels; return what embeds with it."""
-    from sklearn.decomposition import PCA
+def _keep(path: Path, evaluation: Evaluation, train: ImageSet, test: ImageSet) -> None:
+    """Write the evaluation beside the encoder, if it lies in a run; a bundle is never changed."""
+    if not (path / DESCRIPTION).is_file():
+        return
+    values = {
+        "weights_sha256": load_description(path).weights_sha256,
+        "data_sha256": {"train": train.sha256, "test": test.sha256},
+        **evaluation.to_dict(),
+    }
+    write_text(path / EVALUATION, json.dumps(values, indent=2) + "\n")
 
-    rows = _raw(pixels)
-    pca = PCA(min(_PCA_DIM, *rows.shape), svd_solver="randomized", random_state=0).fit(rows)
-    return lambda images: pca.transform(_raw(images)).astype(np.float32)
+
+__all__ = [
+    "COPY_VIEW",
+    "Evaluation",
+    "Scores",
+    "augmented_copies",
+    "baseline_scores",
+    "evaluate",
+    "evaluate_all",
+    "evaluate_encoder",
+]

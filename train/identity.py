@@ -69,8 +69,8 @@ def check_data(run: Path, data: TrainingData) -> None:
     stored = _stored(run)["data"]
     if stored["sha256"] != data.sha256:
         raise UsageError(
-            f"{run} was begun on other images ({stored['num_images']:,} then, {data.num_images:,} now; files were added,"
-            " removed or changed); choose another -o"
+            f"{run} was begun on other images ({stored['num_images']:,} then, {data.num_images:,} now; files"
+            " were added, removed or changed); choose another -o"
         )
 
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from mio_export.train.data import Geometry
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mio_export.errors import UsageError
 from mio_export.models import Encoder, build_encoder
 from mio_export.preprocess import Preprocess
+from mio_export.train.data import Geometry
 from mio_export.train.module import SelfSupervised, project
 from mio_export.train.recipe import Recipe
 

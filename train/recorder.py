@@ -21,6 +21,7 @@ from mio_export.train.data import ImageSet
 from mio_export.train.loader import EpochBatches
 from mio_export.train.module import SelfSupervised
 from mio_export.train.objectives import MINCLoss
+from mio_export.train.online import online_scores
 from mio_export.train.watchdog import Watchdog
 
 METRICS = "metrics.jsonl"
@@ -130,8 +131,6 @@ class Recorder(pl.Callback):
         epoch, every = trainer.current_epoch + 1, self._recording.evaluate_every
         scores = {}
         if every and epoch % every == 0 and trainer.is_global_zero:
-            from mio_export.train.online import online_scores
-
             scores = online_scores(_encoder(module), self._images)
         return {
             "epoch": epoch,

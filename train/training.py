@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from mio_export.train.data import Data, ImageSet, load_images, mean_and_std, open_data, probe_geometry
 
 from mio_export.bundle import TrainingData
 from mio_export.errors import MioError, UsageError
@@ -23,6 +22,7 @@ from mio_export.progress import Progress, is_first_process
 from mio_export.runtimes.devices import num_threads, resolve_device
 from mio_export.sources import spread
 from mio_export.train.checkpoints import Checkpoints
+from mio_export.train.data import Data, ImageSet, load_images, mean_and_std, open_data, probe_geometry
 from mio_export.train.identity import check_data, check_new, check_recipe, write_identity
 from mio_export.train.loader import EpochBatches, batch_loader
 from mio_export.train.plan import Plan, build_module, contract, plan, settled, stored

@@ -3,6 +3,8 @@
 import ctypes
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mio_export.errors import MissingBackendError, UsageError
@@ -63,3 +65,25 @@ def resolve_device(device: str, *, library: str) -> str:
             f"this build of {library} cannot use CUDA; install the GPU build, or use --device cpu"
         )
     return "cuda"
+
+
+@contextmanager
+def exact_float32(device: str) -> Iterator[None]:
+    """Let torch compute in whole float32, the same every time: no autocast, no TF32, no choice of algorithm by speed.
+
+    Args:
+        device: the type of the device that computes, ``cpu`` or ``cuda``.
+    """
+    import torch
+
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with (
+            torch.autocast(device, enabled=False),
+            # TF32 keeps 10 bits of mantissa
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -35,7 +35,8 @@ def workplace(tmp_path_factory, photos, bundle, run_folder):
     folder = tmp_path_factory.mktemp("workplace")
     shutil.copytree(photos, folder / "photos")
     shutil.copytree(bundle.path, folder / "encoder.mio")
-    shutil.copytree(run_folder, folder / "run")
+    for name in ("run", "runs/seed-0", "runs/seed-1"):
+        shutil.copytree(run_folder, folder / name)
     state = {key: value.contiguous() for key, value in resnet50().state_dict().items()}
     save_file(state, folder / "resnet50.safetensors")
     return folder

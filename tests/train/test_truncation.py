@@ -35,7 +35,7 @@ def test_features_become_the_first_projections(ordered_run):
 def test_the_rows_stand_beside_the_usual_ones_and_are_scored_alike(ordered_run, labelled, mio, tmp_path):
     from mio_export.metrics import knn_accuracy
     from mio_export.progress import Progress
-    from mio_export.train.image_set import load_images, split_folder
+    from mio_export.train.data import load_images, open_data
 
     run = shutil.copytree(ordered_run, tmp_path / "run")
     result = mio("evaluate", run, "--data", labelled, "--dims", "4,16", "--probes", "--json")
@@ -43,7 +43,7 @@ def test_the_rows_stand_beside_the_usual_ones_and_are_scored_alike(ordered_run, 
     scores = json.loads(result.out)["scores"]
     assert list(scores) == ["raw pixels", "PCA", "untrained", "trained", "first 4 projections", "first 16 projections"]
     assert all(row["linear"] is not None and row["copy_recall"] for row in scores.values())
-    encoder, split = load_projector_encoder(run, dim=4), split_folder(labelled)
+    encoder, split = load_projector_encoder(run, dim=4), open_data(labelled)
     train, test = (load_images(files, split, encoder.preprocess, Progress()) for files in (split.train, split.test))
     expected = knn_accuracy(encoder.embed(train.pixels), train.labels, encoder.embed(test.pixels), test.labels)
     assert scores["first 4 projections"]["knn"] == {str(k): value for k, value in expected.items()}
