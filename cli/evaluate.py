@@ -23,11 +23,14 @@ def run(
     """
     from mio_export.progress import stderr_progress
     from mio_export.train import evaluate
+    from mio_export.train.run_report import REPORT
 
     evaluation = evaluate(path, data, probes=probes, progress=stderr_progress())
     if as_json:
         print_json(evaluation.to_dict())
         return
     print_evaluation(evaluation)
+    if (path / REPORT).is_file():
+        typer.echo(f"\nreport: {path / REPORT}")
     for failure in evaluation.failures:
         typer.echo(f"left out: {failure}", err=True)

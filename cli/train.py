@@ -34,6 +34,7 @@ def run(
     from mio_export.progress import stderr_progress
     from mio_export.settings import with_settings
     from mio_export.train import recipe_from_dict, stored_recipe, train
+    from mio_export.train.run_report import REPORT
 
     given = {"objective": objective, "epochs": epochs, "seed": seed}
     stored = stored_recipe(out) if resume else {}
@@ -50,4 +51,5 @@ def run(
         print_json({"recipe": result.recipe.to_dict(), "metrics": result.metrics, "failures": result.failures})
         return
     typer.echo(f"{out}: {result.metrics['epoch']} epochs, loss {result.metrics['loss']:.4f}")
+    typer.echo(f"report: {out / REPORT}")
     typer.echo(f"next:  mio evaluate {out} --data {data}\n       mio export {out} -o {out.name}.mio --images {data}")

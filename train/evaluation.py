@@ -19,6 +19,7 @@ from mio_export.preprocess import Pixels
 from mio_export.progress import Progress
 from mio_export.train.image_set import ImageSet, load_images, split_folder
 from mio_export.train.probes import few_shot, linear_probe
+from mio_export.train.run_report import write_report
 from mio_export.train.views import ViewConfig, random_view
 
 _PCA_DIM = 128
@@ -78,7 +79,8 @@ def evaluate(
     The whole test part counts, in eval mode and float32; nothing is chosen on it. Where class folders give labels,
     a kNN classifier with the training part as its bank is scored. Copy retrieval needs none: each test image is
     embedded, and one augmented copy of each (crop area 0.4-1.0, flip 0.5, brightness 0.6-1.4, one seed) must find its
-    original. A run keeps the result as ``evaluation.json``, and an export from it carries it along.
+    original. A run keeps the result as ``evaluation.json``, shows it in ``report.html``, and an export from it
+    carries it along.
 
     Args:
         path: a training run or a bundle.
@@ -107,6 +109,7 @@ def evaluate(
             **evaluation.to_dict(),
         }
         write_text(path / EVALUATION, json.dumps(values, indent=2) + "\n")
+        write_report(path)
     return evaluation
 
 

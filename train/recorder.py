@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -13,14 +14,18 @@ from torch import Tensor
 from mio_export.bundle import Training, TrainingData
 from mio_export.errors import MioError
 from mio_export.files import staged_file, write_text
-from mio_export.metrics import effective_rank
+from mio_export.metrics import effective_rank, spectrum
 from mio_export.models import Encoder, save_encoder
 from mio_export.preprocess import Pixels
 from mio_export.progress import Task
+from mio_export.sources import spread
 from mio_export.train.module import SelfSupervised
+from mio_export.train.run_report import METRICS, SPECTRUM, VIEWS, views_sheet, write_report
+from mio_export.train.views import two_views
 
-METRICS = "metrics.jsonl"
 CHECKPOINT = "last.ckpt"
+_SHOWN = 12
+Features = npt.NDArray[np.float32]
 
 
 class Recorder(pl.Callback):
@@ -80,8 +85,25 @@ class Recorder(pl.Callback):
         self._task.advance(0, note=f"loss {loss:.3f}, {shown}rank {metrics['effective_rank']:.0f}")
         self._save(trainer, pl_module, metrics)
 
-    def _health(self, module: SelfSupervised, loss: float) -> dict[str, float | None]:
-        """The mutual-information estimate, if there is one, and the ranks on clean training images."""
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what the report shows beside the metrics, and the report."""
+        assert isinstance(pl_module, SelfSupervised)  # the only module that this callback serves
+        encoder, recipe = pl_module.online["encoder"], pl_module.recipe
+        assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
+        features, projections = self._outputs(pl_module)
+        untrained = encoder.untrained(seed=recipe.seed).embed(self._clean)
+        outputs = {"features": features, "projections": projections, "untrained": untrained}
+        spectra = {name: spectrum(rows).tolist() for name, rows in outputs.items()}
+        write_text(self._run / SPECTRUM, json.dumps(spectra) + "\n")
+        images = torch.from_numpy(self._clean[spread(range(len(self._clean)), _SHOWN)])
+        views = two_views(images, recipe.views, torch.Generator().manual_seed(recipe.seed))
+        first, second = (view.round().byte().permute(0, 2, 3, 1).numpy() for view in views)
+        with staged_file(self._run / VIEWS) as temporary:
+            temporary.write_bytes(views_sheet(images.numpy(), first, second))
+        write_report(self._run)
+
+    def _outputs(self, module: SelfSupervised) -> tuple[Features, Features]:
+        """Features and projections of the clean images."""
         encoder, head = module.online["encoder"], module.online["head"]
         assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
         features = encoder.embed(self._clean)
@@ -89,6 +111,11 @@ class Recorder(pl.Callback):
         with torch.inference_mode():
             projections = head(torch.from_numpy(features).to(module.device)).float().cpu().numpy()
         head.train()
+        return features, projections
+
+    def _health(self, module: SelfSupervised, loss: float) -> dict[str, float | None]:
+        """The mutual-information estimate, if there is one, and the ranks on clean training images."""
+        features, projections = self._outputs(module)
         estimate: Callable[..., float | None] = module.objective.mutual_information  # type: ignore[assignment]
         return {
             "mutual_information": estimate(loss, num_images=self._num_images),

@@ -23,9 +23,9 @@ from mio_export.sources import spread
 from mio_export.train.image_set import Geometry, ImageSet, load_images, mean_and_std, probe_geometry, split_folder
 from mio_export.train.module import SelfSupervised, batch_loader
 from mio_export.train.recipe import Recipe
-from mio_export.train.recorder import CHECKPOINT, METRICS, Recorder
+from mio_export.train.recorder import CHECKPOINT, Recorder
+from mio_export.train.run_report import METRICS, RECIPE
 
-RECIPE = "recipe.json"
 _CLEAN_SUBSET = 512
 _SMALL_IMAGE = 64
 
@@ -56,7 +56,8 @@ def train(
     """Train an encoder on a folder of images.
 
     The run's folder holds ``recipe.json`` (every setting), ``metrics.jsonl`` (a line an epoch), ``last.ckpt`` (to
-    resume from) and the encoder itself, all of it as of the last whole epoch.
+    resume from) and the encoder itself, all of it as of the last whole epoch. At the end, ``report.html`` shows how it
+    went.
 
     Args:
         recipe: the settings.
