@@ -42,6 +42,7 @@ def run(
     """
     from mio_export.progress import stderr_progress
     from mio_export.train import Evaluation, SeedSummary, evaluate, evaluate_seeds, seed_runs
+    from mio_export.train.run_files import REPORT
 
     call: Callable[..., Evaluation | SeedSummary] = evaluate_seeds if seed_runs(path) else evaluate
     result = call(path, data, probes=probes, dims=_numbers(dims), device=device, progress=stderr_progress())
@@ -52,6 +53,8 @@ def run(
         print_seeds(result)
     else:
         print_evaluation(result)
+    if (path / REPORT).is_file():
+        typer.echo(f"\nreport: {path / REPORT}")
     for failure in result.failures:
         typer.echo(f"left out: {failure}", err=True)
 

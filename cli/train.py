@@ -84,6 +84,8 @@ def run(
 
 
 def _print(results: "list[TrainResult]", data: Path, out: Path, as_json: bool) -> None:
+    from mio_export.train.run_files import REPORT
+
     if as_json:
         rows = [
             {"run": str(r.run), "recipe": r.recipe.to_dict(), "metrics": r.metrics, "failures": r.failures}
@@ -93,6 +95,8 @@ def _print(results: "list[TrainResult]", data: Path, out: Path, as_json: bool) -
         return
     for result in results:
         typer.echo(f"{result.run}: {result.metrics['epoch']} epochs, loss {result.metrics['loss']:.4f}")
+    if len(results) == 1:
+        typer.echo(f"report: {out / REPORT}")
     typer.echo(f"next:  mio evaluate {out} --data {data}")
     if len(results) == 1:
         typer.echo(f"       mio export {out} -o {out.name}.mio --images {data}")

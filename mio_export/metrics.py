@@ -113,6 +113,15 @@ def neighbor_agreement(reference: Matrix, candidate: Matrix, *, k: int) -> float
     return float(np.concatenate(shares).mean())
 
 
+def spectrum(rows: Matrix) -> npt.NDArray[np.float64]:
+    """Return the singular values of a feature matrix, descending, the largest divided to 1; shape (min(N, D),).
+
+    The mean is not removed. All are 0 for zero rows.
+    """
+    singular_values = np.linalg.svd(rows.astype(np.float64), compute_uv=False)
+    return singular_values / singular_values[0] if singular_values[0] > 0 else singular_values
+
+
 def effective_rank(rows: Matrix) -> float:
     """Return RankMe: the exponential of the entropy of the normalised singular values.
 
@@ -120,7 +129,7 @@ def effective_rank(rows: Matrix) -> float:
 
     Source: Garrido et al. 2023, "RankMe" (arXiv 2210.02885), equation 1.
     """
-    singular_values = np.linalg.svd(rows.astype(np.float64), compute_uv=False)
+    singular_values = spectrum(rows)
     total = singular_values.sum()
     if not total > 0:
         return 1.0
@@ -198,4 +207,5 @@ __all__ = [
     "neighbor_agreement",
     "paired_bootstrap",
     "retrieval_recall",
+    "spectrum",
 ]

@@ -10,6 +10,7 @@ import torch
 
 from mio_export.files import sha256_file, staged_file
 from mio_export.progress import Progress
+from mio_export.train.run_files import CHECKPOINTS
 
 _KEPT = 2
 _HASH_LENGTH = 16
@@ -32,7 +33,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path) -> None:
-        self._folder = run / "checkpoints"
+        self._folder = run / CHECKPOINTS
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write the trainer's state; every process must call it, the first one writes."""

@@ -18,6 +18,7 @@ from mio_export.runtimes.devices import exact_float32, resolve_device
 from mio_export.train.baselines import Embed, fitted_pca, raw_pixels
 from mio_export.train.data import ImageSet, load_images, open_data
 from mio_export.train.probes import few_shot, linear_probe, sgd_probe
+from mio_export.train.run_report import write_report
 from mio_export.train.scores import TRAINED, UNTRAINED, Evaluation, Scores, knn_differences
 from mio_export.train.truncation import Rows, Truncation, truncations
 from mio_export.train.views import ViewConfig, random_view
@@ -51,7 +52,8 @@ def evaluate(
     The whole test part counts, in eval mode and float32; nothing is chosen on it. Where class folders give labels,
     a kNN classifier with the training part as its bank is scored. Copy retrieval needs none: each test image is
     embedded, and one augmented copy of each (crop area 0.4-1.0, flip 0.5, brightness 0.6-1.4, one seed) must find its
-    original. A run keeps the result as ``evaluation.json``, and an export from it carries it along.
+    original. A run keeps the result as ``evaluation.json``, shows it in ``report.html``, and an export from it
+    carries it along.
 
     Args:
         path: a training run or a bundle.
@@ -225,6 +227,7 @@ def _keep(path: Path, evaluation: Evaluation, train: ImageSet, test: ImageSet) -
         **evaluation.to_dict(),
     }
     write_text(path / EVALUATION, json.dumps(values, indent=2) + "\n")
+    write_report(path)
 
 
 __all__ = [

@@ -11,8 +11,7 @@ from mio_export.bundle import TrainingData
 from mio_export.errors import UsageError
 from mio_export.files import write_text
 from mio_export.train.recipe import Recipe
-
-RECIPE = "recipe.json"
+from mio_export.train.run_files import RECIPE
 
 
 def run_id(recipe: Recipe, data: TrainingData) -> str:

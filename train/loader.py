@@ -78,7 +78,7 @@ class EpochBatches(Sampler[list[int]]):
 def batch_loader(pixels: Pixels, batches: EpochBatches, *, num_workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
     """Return a loader of uint8 batches, shape (N, H, W, C), with the images' indices, shape (N,).
 
-    Images in memory need no workers; those mapped from a disk are read ahead by some. They change nothing but the speed.
+    Images in memory need no workers; those mapped from a disk are read ahead by some, which changes only the speed.
     """
     return DataLoader(
         BatchSet(pixels),

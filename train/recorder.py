@@ -22,9 +22,9 @@ from mio_export.train.loader import EpochBatches
 from mio_export.train.module import SelfSupervised
 from mio_export.train.objectives import MINCLoss
 from mio_export.train.online import online_scores
+from mio_export.train.run_files import METRICS
 from mio_export.train.watchdog import Watchdog
 
-METRICS = "metrics.jsonl"
 _CHECKED_EVERY = 50
 
 

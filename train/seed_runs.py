@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.errors import UsageError
-from mio_export.train.identity import RECIPE
 from mio_export.train.recipe import Recipe
+from mio_export.train.run_files import RECIPE
 from mio_export.train.training import TrainResult, train
 
 

@@ -27,7 +27,9 @@ from mio_export.train.identity import check_data, check_new, check_recipe, write
 from mio_export.train.loader import EpochBatches, batch_loader
 from mio_export.train.plan import Plan, build_module, contract, plan, settled, stored
 from mio_export.train.recipe import Recipe
-from mio_export.train.recorder import METRICS, Recorder, Recording
+from mio_export.train.recorder import Recorder, Recording
+from mio_export.train.run_files import IMAGES, METRICS
+from mio_export.train.run_report import write_outputs
 from mio_export.train.views import view_warnings
 from mio_export.train.watchdog import NUM_CLEAN, Watchdog
 
@@ -71,7 +73,8 @@ def train(
 
     The run's folder holds ``recipe.json`` (every setting, the data's hash), ``metrics.jsonl`` (a line an epoch),
     ``checkpoints/`` (the last two, to resume from) and the encoder itself as of the last whole epoch. A run that was
-    stopped at any moment and resumed ends with the same bytes as one that was not.
+    stopped at any moment and resumed ends with the same bytes as one that was not. At the end, ``report.html`` shows how
+    it went.
 
     Args:
         recipe: the settings.
@@ -150,9 +153,9 @@ def _loaded(
     opened: Data, recipe: Recipe, run: Path, *, shared: bool, progress: Progress
 ) -> tuple[ImageSet, Preprocess]:
     """Return the training images and the encoder's contract; several processes share one decoded copy on the disk."""
-    memory_bytes = 0 if shared else None
+    memory_bytes = 0 if shared or "TORCHELASTIC_RUN_ID" in os.environ else None
     images = load_images(
-        opened.train, stored(contract(recipe)), progress, scratch=run / "images", memory_bytes=memory_bytes
+        opened.train, stored(contract(recipe)), progress, scratch=run / IMAGES, memory_bytes=memory_bytes
     )
     if len(images.pixels) < 2:
         raise MioError("the data holds one training image; an objective needs at least two")
@@ -218,7 +221,9 @@ def _fit(
             trainer.callbacks.append(recorder)
             path = None if checkpoint is None else checkpoint.path
             trainer.fit(module, loader, ckpt_path=path, weights_only=True)
-    encoder = module.online["encoder"].cpu()
+        if trainer.is_global_zero:
+            write_outputs(recording.run, module, clean)
+    encoder = module.cpu().online["encoder"]
     assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
     return encoder
 

@@ -86,8 +86,8 @@ class Watchdog:
         if not self._guard.observe(loss, health.second_moment_lag):
             return None
         return (
-            f"stale second moment: Λ is {health.second_moment_lag:.0%} away from the encoder's own; its memory was halved,"
-            f" to {1 / (1 - float(loss.decay)):.3g} steps"
+            f"stale second moment: Λ is {health.second_moment_lag:.0%} away from the encoder's own; its memory was"
+            f" halved, to {1 / (1 - float(loss.decay)):.3g} steps"
         )
 
     def _measure(self, module: SelfSupervised) -> Health:
@@ -121,8 +121,8 @@ def diagnosis(now: Health, untrained: Health) -> str | None:
     """
     if not now.norm_projections > _VANISHED * untrained.norm_projections:
         return (
-            f"zero norm: projections shrank to {now.norm_projections:.2g}, from {untrained.norm_projections:.2g} untrained;"
-            " lower learning_rate or weight_decay"
+            f"zero norm: projections shrank to {now.norm_projections:.2g} (untrained"
+            f" {untrained.norm_projections:.2g}); lower learning_rate or weight_decay"
         )
     if now.spread_projections < _CONSTANT * untrained.spread_projections:
         return (

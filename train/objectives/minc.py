@@ -22,8 +22,9 @@ class MINCLoss(nn.Module):
     would symmetrise the triangle and converge to another point.
 
     Λ is an exponential moving average over steps, uncentred and bias-corrected, that takes the batch's targets first
-    and is then used. β is a buffer, ``decay``, so that a run whose memory was halved resumes with it. In ``eval`` mode it is left alone. With R processes it is summed over all of them, which exchanges D²
-    numbers and no features, and each process weighs its images as part of the joined batch.
+    and is then used. In ``eval`` mode it is left alone. β is a buffer, ``decay``, so that a run whose memory was halved
+    resumes with it. With R processes Λ is summed over all of them, which exchanges D² numbers and no features, and each
+    process weighs its images as part of the joined batch.
 
     Args:
         dim: D, the width of the projections.
