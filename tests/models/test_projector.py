@@ -45,6 +45,15 @@ def test_the_projections_are_those_of_the_runs_head(ordered_run, images):
     )
 
 
+def test_head_and_encoder_are_the_online_ones_of_the_same_epoch(ordered_run):
+    state = torch.load(ordered_run / "last.ckpt", weights_only=True)["state_dict"]
+    for name, prefix in (("encoder.safetensors", "online.encoder.backbone."), (HEAD, "online.head.")):
+        expected = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        stored = load_file(ordered_run / name)
+        assert stored.keys() == expected.keys()
+        assert all(torch.equal(value, expected[key]) for key, value in stored.items()), name
+
+
 def test_an_encoder_with_a_projector_survives_the_way_to_disk(ordered_run, images, tmp_path):
     encoder = load_projector_encoder(ordered_run, dim=8)
     save_encoder(tmp_path / "saved", encoder)
