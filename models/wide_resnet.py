@@ -6,7 +6,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 _BLOCKS = (3, 4, 6, 3)
 
 
-class ResNet50x2(ResNet):
+class ResNet50x2(ResNet):  # type: ignore[misc]  # torchvision has no types
     """torchvision's ResNet-50 with every channel count doubled, 94 million parameters without the classifier.
 
     torchvision's ``wide_resnet50_2`` widens only the middle of each block. Takes normalised pixels (N, 3, H, W) and

@@ -36,14 +36,13 @@ class EpochBatches(Sampler[list[int]]):
         num_images: images of the set.
         batch_size: images in a step, over all processes; a multiple of their number.
         seed: of the order.
-        rank: this process.
         num_processes: R.
+        rank: this process.
     """
 
-    def __init__(self, num_images: int, *, batch_size: int, seed: int, rank: int = 0, num_processes: int = 1) -> None:
-        self.batch_size = batch_size
+    def __init__(self, num_images: int, *, batch_size: int, seed: int, num_processes: int = 1, rank: int = 0) -> None:
+        self.batch_size, self.num_processes, self.rank = batch_size, num_processes, rank
         self._num_images, self._seed = num_images, seed
-        self._rank, self._num_processes = rank, num_processes
         self._epoch = self._first_batch = 0
         self.sampler = self  # where Lightning looks for set_epoch
 
@@ -62,7 +61,7 @@ class EpochBatches(Sampler[list[int]]):
         return rows
 
     def __iter__(self) -> Iterator[list[int]]:
-        mine = self._order(self._epoch)[self._first_batch :, self._rank :: self._num_processes]
+        mine = self._order(self._epoch)[self._first_batch :, self.rank :: self.num_processes]
         return iter(mine.tolist())
 
     def _order(self, epoch: int) -> Tensor:

@@ -73,8 +73,8 @@ def train(
 
     The run's folder holds ``recipe.json`` (every setting, the data's hash), ``metrics.jsonl`` (a line an epoch),
     ``checkpoints/`` (the last two, to resume from) and the encoder itself as of the last whole epoch. A run that was
-    stopped at any moment and resumed ends with the same bytes as one that was not. At the end, ``report.html`` shows how
-    it went.
+    stopped at any moment and resumed ends with the same bytes as one that was not. At the end, ``report.html`` shows
+    how it went.
 
     Args:
         recipe: the settings.
@@ -114,8 +114,7 @@ def train(
     recording = Recording(
         run=run, checkpoint_steps=checkpoint_steps, evaluate_every=evaluate_every, on_collapse=on_collapse
     )
-    trainer = _trainer(recipe, accelerator, num_devices, num_nodes)
-    encoder = _fit(recipe, preprocess, images, identity, recording, trainer, progress)
+    encoder = _fit(recipe, preprocess, images, identity, recording, accelerator, (num_devices, num_nodes), progress)
     last = json.loads((run / METRICS).read_text().splitlines()[-1])
     return TrainResult(run=run, recipe=recipe, encoder=encoder.eval(), metrics=last, failures=images.failures)
 
@@ -153,7 +152,7 @@ def _loaded(
     opened: Data, recipe: Recipe, run: Path, *, shared: bool, progress: Progress
 ) -> tuple[ImageSet, Preprocess]:
     """Return the training images and the encoder's contract; several processes share one decoded copy on the disk."""
-    memory_bytes = 0 if shared or "TORCHELASTIC_RUN_ID" in os.environ else None
+    memory_bytes = 0 if shared or _is_torchrun() else None
     images = load_images(
         opened.train, stored(contract(recipe)), progress, scratch=run / IMAGES, memory_bytes=memory_bytes
     )
@@ -165,42 +164,20 @@ def _loaded(
     return images, contract(recipe, *mean_and_std(images))
 
 
-def _trainer(recipe: Recipe, accelerator: str, num_devices: int, num_nodes: int) -> pl.Trainer:
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun knows better
-        num_devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // num_devices
-    several = num_devices * num_nodes > 1
-    with _quiet_lightning():
-        return pl.Trainer(
-            max_epochs=recipe.epochs,
-            accelerator=accelerator,
-            devices=num_devices,
-            num_nodes=num_nodes,
-            strategy="ddp" if several else "auto",
-            sync_batchnorm=several and accelerator == "gpu",
-            use_distributed_sampler=False,
-            precision=_LIGHTNING_PRECISION[recipe.precision],
-            accumulate_grad_batches=recipe.accumulate,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
-
-
 def _fit(
     recipe: Recipe,
     preprocess: Preprocess,
     images: ImageSet,
     identity: TrainingData,
     recording: Recording,
-    trainer: pl.Trainer,
+    accelerator: str,
+    devices_and_nodes: tuple[int, int],
     progress: Progress,
 ) -> Encoder:
-    torch.set_num_threads(max(1, num_threads() // trainer.num_devices))
-    batches = _batches(recipe, len(images.pixels), trainer)
-    workers = min(_MOST_WORKERS, num_threads()) if isinstance(images.pixels, np.memmap) else 0
-    loader = batch_loader(images.pixels, batches, num_workers=workers)
+    num_devices, num_nodes = _by_torchrun() or devices_and_nodes
+    torch.set_num_threads(max(1, num_threads() // num_devices))
+    batches = _batches(recipe, len(images.pixels), num_processes=num_devices * num_nodes)
+    clean = images.pixels[spread(range(len(images.pixels)), NUM_CLEAN)]
     checkpoint = Checkpoints(recording.run).latest(progress)
     if checkpoint is not None:
         position = checkpoint.state["callbacks"][Recorder.__qualname__]
@@ -210,35 +187,71 @@ def _fit(
         module = build_module(recipe, preprocess, num_batches=len(batches))
         progress.line(
             f"{recipe.objective} on {len(images.pixels):,} images of {preprocess.image_size} px, {recipe.backbone},"
-            f" {recipe.epochs} epochs, {recipe.precision} on {trainer.accelerator.name()}"
+            f" {recipe.epochs} epochs, {recipe.precision} on {accelerator}"
         )
-        with progress.task("training", recipe.epochs * len(loader), unit="steps") as task, _quiet_lightning():
-            clean = images.pixels[spread(range(len(images.pixels)), NUM_CLEAN)]
-            watchdog = Watchdog(clean)
+        with progress.task("training", recipe.epochs * len(batches), unit="steps") as task, _quiet_lightning():
             recorder = Recorder(
-                recording, images, data=identity, batches=batches, watchdog=watchdog, progress=progress, task=task
+                recording,
+                images,
+                data=identity,
+                batches=batches,
+                watchdog=Watchdog(clean),
+                progress=progress,
+                task=task,
             )
-            trainer.callbacks.append(recorder)
-            path = None if checkpoint is None else checkpoint.path
-            trainer.fit(module, loader, ckpt_path=path, weights_only=True)
-        if trainer.is_global_zero:
-            write_outputs(recording.run, module, clean)
-    encoder = module.cpu().online["encoder"]
+            trainer = _trainer(recipe, recorder, accelerator, num_devices, num_nodes)
+            batches.rank = trainer.global_rank
+            workers = min(_MOST_WORKERS, num_threads()) if isinstance(images.pixels, np.memmap) else 0
+            loader = batch_loader(images.pixels, batches, num_workers=workers)
+            trainer.fit(module, loader, ckpt_path=None if checkpoint is None else checkpoint.path, weights_only=True)
+    module.cpu()
+    if trainer.is_global_zero:
+        write_outputs(recording.run, module, clean)
+    encoder = module.online["encoder"]
     assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
     return encoder
 
 
-def _batches(recipe: Recipe, num_images: int, trainer: pl.Trainer) -> EpochBatches:
-    """The order of the images for this process."""
-    world = trainer.world_size
-    if recipe.batch_size % world:
-        raise UsageError(f"batch_size {recipe.batch_size} cannot be shared equally by {world} processes")
-    batch_size = min(recipe.batch_size, num_images // world * world)
-    if batch_size < 2 * world:
-        raise MioError(f"{num_images:,} training images are too few for {world} processes")
-    return EpochBatches(
-        num_images, batch_size=batch_size, seed=recipe.seed, rank=trainer.global_rank, num_processes=world
+def _by_torchrun() -> tuple[int, int] | None:
+    """Devices and nodes as torchrun has set them; None without it."""
+    if not _is_torchrun():
+        return None
+    num_devices = int(os.environ["LOCAL_WORLD_SIZE"])
+    return num_devices, int(os.environ["WORLD_SIZE"]) // num_devices
+
+
+def _is_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _trainer(recipe: Recipe, recorder: Recorder, accelerator: str, num_devices: int, num_nodes: int) -> pl.Trainer:
+    several = num_devices * num_nodes > 1
+    return pl.Trainer(
+        max_epochs=recipe.epochs,
+        accelerator=accelerator,
+        devices=num_devices,
+        num_nodes=num_nodes,
+        strategy="ddp" if several else "auto",
+        sync_batchnorm=several and accelerator == "gpu",
+        use_distributed_sampler=False,
+        precision=_LIGHTNING_PRECISION[recipe.precision],
+        accumulate_grad_batches=recipe.accumulate,
+        callbacks=[recorder],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
     )
+
+
+def _batches(recipe: Recipe, num_images: int, *, num_processes: int) -> EpochBatches:
+    """The order of the images."""
+    if recipe.batch_size % num_processes:
+        raise UsageError(f"batch_size {recipe.batch_size} cannot be shared equally by {num_processes} processes")
+    batch_size = min(recipe.batch_size, num_images // num_processes * num_processes)
+    if batch_size < 2 * num_processes:
+        raise MioError(f"{num_images:,} training images are too few for {num_processes} processes")
+    return EpochBatches(num_images, batch_size=batch_size, seed=recipe.seed, num_processes=num_processes)
 
 
 @contextmanager
