@@ -92,7 +92,8 @@ def luma(pixels: Tensor) -> Tensor:
     if pixels.shape[1] == 1:
         return pixels
     red, green, blue = pixels.split(1, dim=1)
-    return red.mul(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    level: Tensor = red.mul(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    return level
 
 
 def _brighten(pixels: Tensor, factor: Tensor) -> None:
