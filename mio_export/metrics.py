@@ -44,10 +44,25 @@ def nearest(queries: Matrix, bank: Matrix, k: int) -> tuple[npt.NDArray[np.int64
     cosines = np.empty((len(queries), k), dtype=queries.dtype)
     for start in range(0, len(queries), _BLOCK):
         block = queries[start : start + _BLOCK] @ bank.T
-        order = np.argsort(-block, axis=1, kind="stable")[:, :k]
+        order = _largest(block, k)
         indices[start : start + _BLOCK] = order
         cosines[start : start + _BLOCK] = np.take_along_axis(block, order, axis=1)
     return indices, cosines
+
+
+def _largest(rows: Matrix, k: int) -> npt.NDArray[np.int64]:
+    """Indices of each row's k largest values, the largest first and equal ones by index; shape (Q, k).
+
+    Only the k largest are sorted, which is many times faster than sorting whole rows; where the k-th value occurs beyond
+    them too, which of the equal ones count is settled by sorting that row.
+    """
+    chosen = np.sort(np.argpartition(-rows, k - 1, axis=1)[:, :k], axis=1)
+    values = np.take_along_axis(rows, chosen, axis=1)
+    order: npt.NDArray[np.int64] = np.take_along_axis(chosen, np.argsort(-values, axis=1, kind="stable"), axis=1)
+    smallest = values.min(axis=1, keepdims=True)
+    for row in np.flatnonzero((rows == smallest).sum(axis=1) > (values == smallest).sum(axis=1)):
+        order[row] = np.argsort(-rows[row], kind="stable")[:k]
+    return order
 
 
 def knn_predictions(
