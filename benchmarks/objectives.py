@@ -3,13 +3,13 @@
     python benchmarks/objectives.py            # every cell that is missing, then the table
     python benchmarks/objectives.py --table    # the table of the cells that are there
 
-Cells (one trained encoder each) are kept in ``.objectives/`` and taken up again; several processes may work at once. On a
-CPU it takes 10,000 training images and the small net, on a GPU all 60,000; the whole test set always. Needs the files of
-Fashion-MNIST, such as those of Debian's package dataset-fashion-mnist: ``--data DIR``.
+Cells (one trained encoder each) are kept in ``.objectives/`` and taken up again; several processes may work at once.
+On a CPU it takes 10,000 training images and the small net, on a GPU all 60,000; the whole test set always. Needs the
+files of Fashion-MNIST, such as those of Debian's package dataset-fashion-mnist: ``--data DIR``.
 
-Every system was tuned with the same budget: two values of what it is most sensitive to, on kNN (k = 20) of a tenth of the
-training images against the rest, one seed, two epochs; MINC's norm and scale in three more. ``results/objectives_search.json``
-has what came out; the test set played no part.
+Every system was tuned with the same budget: two values of what it is most sensitive to, on kNN (k = 20) of a tenth of
+the training images against the rest, one seed, two epochs; MINC's norm and scale in three more. What came out is in
+``results/objectives_search.json``; the test set played no part.
 """
 
 import argparse

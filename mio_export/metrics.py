@@ -53,8 +53,8 @@ def nearest(queries: Matrix, bank: Matrix, k: int) -> tuple[npt.NDArray[np.int64
 def _largest(rows: Matrix, k: int) -> npt.NDArray[np.int64]:
     """Indices of each row's k largest values, the largest first and equal ones by index; shape (Q, k).
 
-    Only the k largest are sorted, which is many times faster than sorting whole rows; where the k-th value occurs beyond
-    them too, which of the equal ones count is settled by sorting that row.
+    Only the k largest are sorted, which is several times faster than sorting whole rows; where the k-th value occurs
+    beyond them too, which of the equal ones count is settled by sorting that row.
     """
     chosen = np.sort(np.argpartition(-rows, k - 1, axis=1)[:, :k], axis=1)
     values = np.take_along_axis(rows, chosen, axis=1)

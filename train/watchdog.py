@@ -15,7 +15,7 @@ from mio_export.preprocess import Pixels
 from mio_export.train.module import SelfSupervised, project
 from mio_export.train.objectives.minc import MINCLoss
 from mio_export.train.objectives.norms import apply_norm
-from mio_export.train.second_moment import SecondMomentGuard, second_moment_lag
+from mio_export.train.objectives.second_moment import SecondMomentGuard, second_moment_lag
 from mio_export.train.views import two_views
 
 NUM_CLEAN = 256

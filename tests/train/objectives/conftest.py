@@ -27,17 +27,26 @@ class FiniteOracle:
     def optimum(self):
         return self.eigenvalues[: self.num_features].square().sum().item()
 
-    def train(self, loss, *, num_steps=3000, step=0.15, needs_target=True, seed=0):
-        """Train a free table φ (n x k) by plain steps in function space; return F = D^(1/2) φ and the loss's value."""
+    def train(self, loss, *, num_steps=3000, step=0.15, needs_target=True, seed=0, every=1, look=lambda table: None):
+        """Train a free table φ (n x k) by plain steps in function space; return F = D^(1/2) φ and the loss's value.
+
+        ``look`` is shown the table every so many steps.
+        """
         generator = torch.Generator().manual_seed(seed)
         table = 0.3 * torch.randn(len(self.marginal), self.num_features, dtype=torch.float64, generator=generator)
-        for _ in range(num_steps):
+        for number in range(num_steps):
+            if number and number % every == 0:
+                look(table)
             table.requires_grad_()
             online = (table[self.first], table[self.second])
             value = loss(*online, *(z.detach() for z in online)) if needs_target else loss(*online)
             (gradient,) = torch.autograd.grad(value, table)
             table = (table - step * gradient / self.marginal[:, None]).detach()
         return self.marginal.sqrt()[:, None] * table, value.item()
+
+    def second_moment(self, table):
+        """E[φ φᵀ] of a table, exactly."""
+        return table.T @ (self.marginal[:, None] * table)
 
     def objective(self, features):
         """2 tr(Fᵀ P̄ F) − ‖FᵀF‖², at most Σ λᵢ²."""
