@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mio_export.errors import MioError
+from mio_export.sources import Listing
 from mio_export.train.data.dataset import Data
 from mio_export.train.data.folder import HELD_OUT_NAMES, is_held_out
 from mio_export.train.data.part import Labels, fingerprint
@@ -66,17 +67,18 @@ def open_shards(folder: Path) -> Data:
         MioError: a shard is damaged, or a part has no images.
     """
     train_shards, test_shards = _parted(folder)
-    train = _members(train_shards, folder)
+    listing = Listing()
+    train = _members(train_shards, folder, listing)
     if test_shards:
-        test = _members(test_shards, folder)
+        test = _members(test_shards, folder, listing)
     else:
         train, test = ([member for member in train if is_held_out(member.key) is held] for held in (False, True))
     if not train or not test:
         names = ", ".join(path.name for path in (*train_shards, *test_shards)[:_LISTED])
-        raise MioError(
-            f"{folder} holds {len(train) + len(test)} images in its tar files ({names}), too few to train and test on;"
-            " each shard must hold image files"
+        message = (
+            f"{folder} holds {len(train) + len(test)} images in its tar files ({names}), too few to train and test on"
         )
+        raise MioError("\n".join([message, *listing.notes()]))
     numbers, class_names, notes = _classes((*train, *test))
     root = folder.resolve()
     trained, tested = (_part(root, members, numbers, class_names) for members in (train, test))
@@ -86,7 +88,7 @@ def open_shards(folder: Path) -> Data:
         labelled=trained,
         test=tested,
         class_names=class_names,
-        notes=(*notes, *_outside(folder, (*train_shards, *test_shards))),
+        notes=(*listing.notes(), *notes, *_outside(folder, (*train_shards, *test_shards))),
     )
 
 
@@ -112,8 +114,14 @@ def _outside(folder: Path, used: Sequence[Path]) -> tuple[str, ...]:
     return (f"{len(others):,} tar files in neither part were left out, such as {others[0]}",) if others else ()
 
 
-def _members(shards: Sequence[Path], folder: Path) -> list[Member]:
-    return [member for path in shards for member in index_tar(path, name=path.relative_to(folder).as_posix())]
+def _members(shards: Sequence[Path], folder: Path, listing: Listing) -> list[Member]:
+    """Return the images of all shards; what else they hold is counted in the listing."""
+    members = []
+    for path in shards:
+        images, ignored = index_tar(path, name=path.relative_to(folder).as_posix())
+        members += images
+        listing.ignored += ignored
+    return members
 
 
 def _classes(members: Sequence[Member]) -> tuple[dict[str | None, int], tuple[str, ...], tuple[str, ...]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,8 +36,11 @@ class Member:
     """What ``.cls``, or ``label`` in ``.json``, says; None if there is neither."""
 
 
-def index_tar(path: Path, *, name: str) -> list[Member]:
-    """List the images of a tar file, in its order.
+def index_tar(path: Path, *, name: str) -> tuple[list[Member], Counter[str]]:
+    """List the images of a tar file, in its order, and count what is neither an image nor a label by its suffix.
+
+    A member's suffix begins at the first dot of its name, as webdataset has it: ``0.seg.png`` is a mask that belongs to
+    ``0.jpg``, and no image of its own.
 
     Args:
         path: an uncompressed tar file.
@@ -47,16 +51,19 @@ def index_tar(path: Path, *, name: str) -> list[Member]:
     """
     suffixes = image_suffixes()
     images: list[Member] = []
+    ignored: Counter[str] = Counter()
     labels: dict[str, str | None] = {}
     with path.open("rb") as file:
         for header in _headers(path, file):
             sample, suffix = _parted(header.name)
             if suffix in suffixes:
                 images.append(_member(path, name, header, sample))
-            elif suffix == ".cls" or (suffix == ".json" and labels.get(sample) is None):
+            elif suffix not in (".cls", ".json"):
+                ignored[_readable(suffix)] += 1
+            elif suffix == ".cls" or labels.get(sample) is None:
                 labels[sample] = _label(file, header, suffix)
     _check_unique(path, images)
-    return [replace(image, label=labels.get(image.sample)) for image in images]
+    return [replace(image, label=labels.get(image.sample)) for image in images], ignored
 
 
 def _headers(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -82,7 +89,7 @@ def _parted(name: str) -> tuple[str, str]:
     """Split a member's name at the first dot of its last part, as webdataset does."""
     folder, _, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    return f"{folder}/{stem}", f".{extension.lower()}"
+    return f"{folder}/{stem}", f".{extension.lower()}" if extension else ""
 
 
 def _label(file: BinaryIO, member: tarfile.TarInfo, suffix: str) -> str | None:

@@ -83,6 +83,15 @@ def test_the_val_of_interval_is_no_part_and_shards_in_no_part_are_named(fake_set
     assert data.notes == ("1 tar files in neither part were left out, such as interval.tar",)
 
 
+def test_what_is_neither_image_nor_label_is_counted_and_a_mask_is_no_image(fake_set, tar_writer):
+    folder = fake_set("tar")
+    others = [("0003.seg.png", png(folder, 0)), ("0003.txt", b"text"), ("0004.txt", b"text"), ("x/0005.heix", b"")]
+    tar_writer(folder / FIRST, [*members_of(folder / FIRST), *others])
+    data = open_data(folder)
+    assert (len(data.train), len(data.class_names)) == (40, 5)
+    assert data.notes == ("4 files are not images and were left out: .txt (2), .heix (1), .seg.png (1)",)
+
+
 def test_labels_are_used_only_if_every_image_has_one(fake_set, tar_writer):
     folder = fake_set("tar")
     members = [(name, content) for name, content in members_of(folder / FIRST) if name not in ("0003.cls", "0005.cls")]
