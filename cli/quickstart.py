@@ -21,6 +21,7 @@ def run(
     """
     from mio_export.progress import stderr_progress
     from mio_export.quickstart import quickstart
+    from mio_export.train.run_report import REPORT
 
     result = quickstart(out, objective=objective, seed=seed, progress=stderr_progress())
     print_evaluation(result.evaluation)
@@ -28,6 +29,7 @@ def run(
     typer.echo(
         f"\n{result.embedded.num_ok:,} images embedded into {out / 'embeddings'}, the encoder is {out / 'sample.mio'}"
     )
+    typer.echo(f"report of the training: {out / 'run' / REPORT}")
     typer.echo("\nWith a folder of your own images:")
     typer.echo("  mio train --objective mio --data PHOTOS -o RUN")
     typer.echo("  mio export RUN -o NAME.mio -f onnx -f torchscript --images PHOTOS")

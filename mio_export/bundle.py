@@ -33,6 +33,8 @@ class ProjectorSpec:
     """Width of the projections."""
     num_layers: int
     """Linear layers."""
+    norm: bool = True
+    """Whether the last layer is followed by batch norm, as the hidden ones are."""
     ordered: bool
     """Whether the projections were trained in an order, the first being the leading one."""
     keep: int

@@ -8,22 +8,17 @@ from torch import nn
 from mio_export.bundle import ProjectorSpec
 
 
-def build_projection_head(feature_dim: int, *, hidden_dim: int, output_dim: int, num_layers: int = 2) -> nn.Module:
-    """Return an MLP: Linear-BN-ReLU for each hidden layer, then Linear-BN, as MIO's authors have it.
-
-    Takes features of shape (N, feature_dim) and gives projections of shape (N, output_dim).
-    """
-    dims = [feature_dim] + [hidden_dim] * (num_layers - 1)
-    blocks = [(i, o, nn.BatchNorm1d(o), nn.ReLU()) for i, o in pairwise(dims)]
-    head: nn.Module = ProjectionHead([*blocks, (dims[-1], output_dim, nn.BatchNorm1d(output_dim), None)])
-    return head
-
-
 def build_projector(feature_dim: int, spec: ProjectorSpec) -> nn.Module:
-    """Return the projection head that a spec describes, with all of its projections."""
-    return build_projection_head(
-        feature_dim, hidden_dim=spec.hidden_dim, output_dim=spec.output_dim, num_layers=spec.num_layers
-    )
+    """Return the projection head that a spec describes, with all of its projections.
+
+    An MLP: Linear-BN-ReLU for each hidden layer, then Linear-BN as MIO's authors have it, or Linear as BYOL's. Takes
+    features of shape (N, feature_dim) and gives projections of shape (N, output_dim).
+    """
+    dims = [feature_dim] + [spec.hidden_dim] * (spec.num_layers - 1)
+    blocks = [(i, o, nn.BatchNorm1d(o), nn.ReLU()) for i, o in pairwise(dims)]
+    last = nn.BatchNorm1d(spec.output_dim) if spec.norm else None
+    head: nn.Module = ProjectionHead([*blocks, (dims[-1], spec.output_dim, last, None)])
+    return head
 
 
 def build_prediction_head(kind: str, *, dim: int, hidden_dim: int) -> nn.Module:

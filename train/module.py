@@ -8,8 +8,9 @@ import torch
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn
 
+from mio_export.bundle import ProjectorSpec
 from mio_export.models import Encoder
-from mio_export.models.projection_head import build_prediction_head, build_projection_head
+from mio_export.models.projection_head import build_prediction_head, build_projector
 from mio_export.train.objectives.registry import OBJECTIVES, build_objective
 from mio_export.train.optimizers import build_optimizer, build_schedule
 from mio_export.train.recipe import Recipe
@@ -35,12 +36,7 @@ class SelfSupervised(pl.LightningModule):
         super().__init__()
         self.recipe = recipe
         self._num_batches = num_batches
-        head = build_projection_head(
-            encoder.spec.embedding_dim,
-            hidden_dim=recipe.hidden_dim,
-            output_dim=recipe.output_dim,
-            num_layers=recipe.num_layers,
-        )
+        head = build_projector(encoder.spec.embedding_dim, projector_spec(recipe))
         spec = OBJECTIVES[recipe.objective]
         self.online = nn.ModuleDict({"encoder": encoder, "head": head})
         self.target: nn.ModuleDict | None = None
@@ -106,3 +102,15 @@ def project(branch: nn.ModuleDict, views: Tensor) -> Tensor:
     assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
     projections: Tensor = branch["head"](encoder.embed_pixels(views))
     return projections
+
+
+def projector_spec(recipe: Recipe) -> ProjectorSpec:
+    """Return what a recipe says of the projection head."""
+    return ProjectorSpec(
+        hidden_dim=recipe.hidden_dim,
+        output_dim=recipe.output_dim,
+        num_layers=recipe.num_layers,
+        norm=recipe.head_norm,
+        ordered=recipe.objective == "minc" and bool(recipe.loss.get("ordered", False)),
+        keep=recipe.output_dim,
+    )

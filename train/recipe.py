@@ -38,6 +38,9 @@ class Recipe:
     """D, width of the projections."""
     num_layers: int = 2
     """Linear layers of the projection head."""
+    head_norm: bool = True
+    """Whether the projection head ends in batch norm; false where the size of projections carries meaning, as in MINC's
+    ordered form with norm none."""
     views: ViewConfig = field(default_factory=ViewConfig)
     """How views are drawn."""
     epochs: int = 36

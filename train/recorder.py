@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mio_export.bundle import ProjectorSpec, Training, TrainingData
+from mio_export.bundle import Training, TrainingData
 from mio_export.errors import GateError, MioError
 from mio_export.files import write_text
 from mio_export.models import Encoder, save_encoder
@@ -19,8 +19,7 @@ from mio_export.progress import Progress, Task
 from mio_export.train.checkpoints import Checkpoints
 from mio_export.train.data import ImageSet
 from mio_export.train.loader import EpochBatches
-from mio_export.train.module import SelfSupervised
-from mio_export.train.objectives import MINCLoss
+from mio_export.train.module import SelfSupervised, projector_spec
 from mio_export.train.online import online_scores
 from mio_export.train.run_files import METRICS
 from mio_export.train.watchdog import Watchdog
@@ -150,7 +149,7 @@ class Recorder(pl.Callback):
         shown = "" if information is None else f"MI {information:.2f}, "
         self._task.advance(0, note=f"loss {metrics['loss']:.3f}, {shown}rank {metrics['effective_rank']:.0f}")
         training = Training(recipe=module.recipe.to_dict(), data=self._data, last=metrics)
-        head = save_head(self._recording.run, module.online["head"], _projector_spec(module))
+        head = save_head(self._recording.run, module.online["head"], projector_spec(module.recipe))
         save_encoder(self._recording.run, _encoder(module), training=training, head=head)
 
     def _raise_alarm(self, metrics: dict[str, Any]) -> None:
@@ -180,14 +179,3 @@ def _encoder(module: SelfSupervised) -> Encoder:
     encoder = module.online["encoder"]
     assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
     return encoder
-
-
-def _projector_spec(module: SelfSupervised) -> ProjectorSpec:
-    recipe = module.recipe
-    return ProjectorSpec(
-        hidden_dim=recipe.hidden_dim,
-        output_dim=recipe.output_dim,
-        num_layers=recipe.num_layers,
-        ordered=isinstance(module.objective, MINCLoss) and bool(module.objective.ordered),
-        keep=recipe.output_dim,
-    )

@@ -15,6 +15,7 @@ from mio_export.sample import read_sample
 from mio_export.train import evaluate, recipe_from_dict, train
 from mio_export.train.run_report import views_sheet, write_report
 from mio_export.train.run_report.chart import Line, line_chart, number_label
+from mio_export.train.run_report.scores import scores_table
 
 TINY = {"epochs": 3, "batch_size": 64, "hidden_dim": 64, "output_dim": 32}
 VOID = {"meta", "img"}
@@ -92,16 +93,49 @@ def test_training_and_evaluation_leave_a_whole_page(finished):
     assert "Epoch 3 of 3, step 9, last loss" in "".join(after.within("p"))
 
 
+def table(html):
+    """Cells without their marks, by row."""
+    rows = re.findall(r'<tr class="[^"]*"><th scope="row">(.*?)</th>(.*?)</tr>', html)
+    return {
+        name: [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", cells)] for name, cells in rows
+    }
+
+
 def test_the_table_shows_what_the_evaluation_says(finished):
     run, _ = finished
-    rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', (run / "report.html").read_text())
-    shown = {name: re.findall(r"<td[^>]*>(.*?)</td>", cells) for name, cells in rows}
+    shown = table((run / "report.html").read_text())
     scores = json.loads((run / "evaluation.json").read_text())["scores"]
-    for name, key, k in (("kNN\u00a0(k=20)", "knn", "20"), ("copy recall@1", "copy_recall", "1")):
-        values = [100 * scores[row][key][k] for row in ("raw pixels", "PCA", "untrained", "trained")]
-        gains = [values[3] - values[2], values[3] - max(values[:3])]
-        expected = [*[f"{value:.1f}" for value in values], *[f"{gain:+.1f}".replace("-", "−") for gain in gains]]
-        assert shown[name] == expected
+    columns = [("knn", "20"), ("copy_recall", "1"), ("copy_recall", "10")]
+    values = {name: [100 * row[key][k] for key, k in columns] for name, row in scores.items()}
+    baselines = zip(values["raw pixels"], values["PCA"], values["untrained"], strict=True)
+    gains = {
+        "over untrained": [a - b for a, b in zip(values["trained"], values["untrained"], strict=True)],
+        "over best baseline": [a - max(b) for a, b in zip(values["trained"], baselines, strict=True)],
+    }
+    expected = {name: [f"{value:.1f}" for value in row] for name, row in values.items()}
+    expected |= {name: [f"{gain:+.1f}".replace("-", "−") for gain in row] for name, row in gains.items()}
+    assert shown == expected
+    assert list(shown) == ["raw pixels", "PCA", "untrained", "trained", "over untrained", "over best baseline"]
+
+
+def test_a_table_takes_probes_more_rows_intervals_and_gaps():
+    scores = {
+        "untrained": {"knn": {"20": 0.5}, "linear": 0.6, "copy_recall": {"1": 0.1}},
+        "trained": {"knn": {"20": 0.75}, "linear": 0.5, "sgd": 0.7, "few_shot": {"1": 0.3}, "copy_recall": {"1": 0.1}},
+        "first 4 projections": {"knn": {"20": 0.25}, "copy_recall": {"1": 0.1}},
+    }
+    html = scores_table(scores, {"untrained": {"difference": 0.25, "low": 0.2, "high": 0.31}})
+    Page(html)
+    assert re.findall(r'scope="col">(.*?)<', html) == ["kNN\u00a0(k=20)", "linear", "SGD", "1-shot", "copy recall@1"]
+    assert table(html) == {
+        "untrained": ["50.0", "60.0", "–", "–", "10.0"],
+        "trained": ["75.0", "50.0", "70.0", "30.0", "10.0"],
+        "over untrained": ["+25.0 +20.0 to +31.0", "−10.0", "–", "–", "+0.0"],
+        "over best baseline": ["+25.0 +20.0 to +31.0", "−10.0", "–", "–", "+0.0"],
+        "first 4 projections": ["25.0", "–", "–", "–", "10.0"],
+    }
+    assert 'class="up">+25.0' in html
+    assert 'class="down">−10.0' in html
 
 
 def test_nothing_is_fetched_or_run_and_the_page_is_small(finished):

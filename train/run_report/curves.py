@@ -35,8 +35,11 @@ _CURVES = {
         "Lag of the second moment",
         "How far the moving average Λ is from its present value, relatively. Should stay below 0.2.",
     ),
-    "knn": ("kNN while training, %", "Should rise, then level off. The table has the final score and its baselines."),
-    "copy_recall": ("Copy recall while training, %", "Should rise, then level off, like kNN, but needs no labels."),
+    "knn": ("kNN while training, %", "On training images, some against the others. Should rise, then level off."),
+    "copy_recall": (
+        "Copy recall while training, %",
+        "On training images, without labels. Should rise, then level off.",
+    ),
     "learning_rate": (
         "Learning rate",
         "A setting, not a result: it rises in the warm-up, then falls to 0 on a cosine.",

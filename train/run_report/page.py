@@ -43,7 +43,10 @@ p { margin: .5rem 0; } header p, .head p { margin: 0; }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--rule); text-align: left; font-weight: 400; }
 tr > :first-child { padding-left: 0; } tr > :last-child { padding-right: 0; }
 .scores { width: 100%; } .scores thead { color: var(--soft); font-size: .875rem; vertical-align: bottom; }
-.scores td, .scores thead th { text-align: right; } .scores td:nth-last-child(3) { font-weight: 600; }
+.scores td, .scores thead th { text-align: right; } .trained > * { font-weight: 600; }
+.gain > * { border: 0; padding-block: .2rem 0; vertical-align: top; }
+.gain th { padding-left: 1rem; color: var(--soft); }
+.gain small { display: block; white-space: nowrap; } .gain + tr:not(.gain) > * { border-top: 1px solid var(--rule); }
 .up { color: var(--up); } .down { color: var(--down); }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 2.2rem 2.5rem; }
 figure { margin: 0; break-inside: avoid; } figcaption { margin-top: .4rem; }
@@ -60,8 +63,7 @@ summary { cursor: pointer; } footer { margin-top: 3rem; padding-top: .8rem; bord
 footer th, footer td { padding-block: .2rem; overflow-wrap: anywhere; }
 @media (min-width: 46rem) { .beside figure { display: grid; grid-template-columns: 1fr 1fr; column-gap: 2.5rem; }
   .beside .head { grid-column: span 2; } .beside figcaption { margin-top: 0; } }
-@media (max-width: 32rem) { .scores, .scores thead { font-size: .78rem; } th, td { padding: .4rem .22rem; }
-  .scores thead th { font-size: .68rem; } }
+@media (max-width: 32rem) { .scores { font-size: .875rem; } th, td { padding: .4rem .3rem; } }
 @media print { body { padding: 0; max-width: none; font-size: 11pt; } h2 { margin-top: 2rem; break-after: avoid; }
   details::details-content { content-visibility: visible; height: auto; } }
 """

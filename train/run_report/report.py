@@ -16,8 +16,8 @@ from mio_export.train.run_files import METRICS, RECIPE, REPORT, SPECTRUM, VIEWS
 from mio_export.train.run_report.chart import Line, line_chart, number_label
 from mio_export.train.run_report.curves import curve_figures, is_number
 from mio_export.train.run_report.page import figure, html_page, section
+from mio_export.train.run_report.scores import scores_table
 
-_BASELINES = ("raw pixels", "PCA", "untrained")
 _SPECTRUM_FLOOR = 1e-6
 _MOST_FAILURES = 20
 _SPECTRUM_MEANING = (
@@ -98,54 +98,25 @@ def _alarms(metrics: list[dict[str, Any]]) -> str:
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:
-    columns = {name: _measures(row) for name, row in evaluation.get("scores", {}).items()}
-    if "trained" not in columns:
+    scores, differences = evaluation.get("scores", {}), evaluation.get("differences") or {}
+    if "trained" not in scores:
         return ""
-    names = [*[name for name in columns if name != "trained"], "trained"]
-    rows = "".join(_score_row(measure, columns, names) for measure in columns["trained"])
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in (*names, "over untrained", "over best baseline"))
     num_test, num_classes = evaluation["num_test"], evaluation.get("num_classes")
-    note = (
-        f"kNN is the share of test images that their {HEADLINE_K} nearest training images classify rightly; guessing"
-        f" among {num_classes} classes would score {100 / num_classes:.3g} %. "
-        if num_classes
-        else ""
-    )
-    note += (
-        "Copy recall@k is the share of test images that are among the k nearest to their augmented copy; it needs no"
-        f" labels. Good is above every baseline. A share of {num_test:,} images is uncertain"
-        f" by up to ±{98 / math.sqrt(num_test):.1f} points (95 %)."
-    )
+    notes = ["Good is above every baseline."]
+    if num_classes:
+        notes.append(
+            f"kNN is the share of test images that their {HEADLINE_K} nearest training images classify rightly;"
+            f" guessing among {num_classes} classes would score {100 / num_classes:.3g} %."
+        )
+    notes.append("Copy recall@k is the share that are among the k nearest to their augmented copy; it needs no labels.")
+    notes.append(f"A share of {num_test:,} images is uncertain by up to ±{98 / math.sqrt(num_test):.1f} points (95 %).")
+    notes += ["A range beside a difference is its own 95 % interval."] if differences else []
     return section(
         "Evaluation",
         f"<p>On {num_test:,} held-out images, in %; differences in points.</p>"
-        f'<div class="wide"><table class="scores"><thead><tr><td></td>{heads}</tr></thead>'
-        f'<tbody>{rows}</tbody></table></div><p class="note">{escape(note)}</p>'
-        f"{_failures(evaluation.get('failures', ()))}",
+        f'<div class="wide">{scores_table(scores, differences)}</div>'
+        f'<p class="note">{escape(" ".join(notes))}</p>{_failures(evaluation.get("failures", ()))}',
     )
-
-
-def _measures(row: Mapping[str, Any]) -> dict[str, float]:
-    """What there is of one way of embedding, under the names that the table shows."""
-    cells = {
-        f"kNN\u00a0(k={HEADLINE_K})": (row.get("knn") or {}).get(str(HEADLINE_K)),
-        "linear probe": row.get("linear"),
-        "SGD probe": row.get("sgd"),
-        **{f"{shot}-shot probe": value for shot, value in (row.get("few_shot") or {}).items()},
-        **{f"copy recall@{k}": value for k, value in (row.get("copy_recall") or {}).items()},
-    }
-    return {name: value for name, value in cells.items() if is_number(value)}
-
-
-def _score_row(measure: str, columns: Mapping[str, Mapping[str, float]], names: Iterable[str]) -> str:
-    values = {name: columns[name][measure] for name in names if measure in columns[name]}
-    cells = "".join(f"<td>{100 * values[name]:.1f}</td>" if name in values else "<td>–</td>" for name in names)
-    baselines = [values[name] for name in _BASELINES if name in values]
-    for other in (values.get("untrained"), max(baselines, default=None)):
-        gain = 0.0 if other is None else 100 * (values["trained"] - other)
-        css = "up" if round(gain, 1) > 0 else "down" if round(gain, 1) < 0 else ""
-        cells += f'<td class="{css}">{"–" if other is None else f"{gain:+.1f}".replace("-", "−")}</td>'
-    return f'<tr><th scope="row">{escape(measure)}</th>{cells}</tr>'
 
 
 def _failures(failures: Iterable[str]) -> str:
