@@ -28,9 +28,33 @@ ARTIFACTS = ("encoder.safetensors", "projection_head.safetensors", "metrics.json
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "data"
     folder.mkdir()
-    for index, image in enumerate(read_sample("train", limit=300)):
+    for index, image in enumerate(read_sample("train", limit=260)):
         (folder / f"{index:03d}.png").write_bytes(image)
     return folder
+
+
+class Said(Progress):
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def one_epoch(data, tmp_path_factory):
+    """A finished run of one epoch, not to be changed."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    train(recipe_from_dict({**TINY, "epochs": 1}), data, run)
+    return run
+
+
+def weights(run):
+    return (run / "encoder.safetensors").read_bytes(), (run / "projection_head.safetensors").read_bytes()
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def contents(run):
@@ -40,7 +64,8 @@ def contents(run):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_seed_gives_the_same_weights_twice_and_another_seed_gives_others(data, tmp_path, objective):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(recipe_from_dict({**TINY, "objective": objective, "seed": seed}), data, tmp_path / name)
+        recipe = {**TINY, "epochs": 1, "objective": objective, "seed": seed}
+        train(recipe_from_dict(recipe), data, tmp_path / name)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert contents(tmp_path / "a")["encoder.safetensors"] != contents(tmp_path / "c")["encoder.safetensors"]
 
@@ -69,45 +94,98 @@ def test_training_moves_the_weights_and_leaves_torchs_generator_alone(data, tmp_
     assert any(not torch.equal(value, fresh[name]) for name, value in result.encoder.backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("objective", ["mio", "minc"])
-def test_an_interrupted_run_resumes_to_the_same_weights(data, tmp_path, objective, monkeypatch):
+def stopping_at(epoch, batch):
+    """A Recorder's hook that stops training, as a kill would, after a batch of an epoch (both from 0)."""
     from mio_export.train.recorder import Recorder
 
-    recipe = recipe_from_dict({**TINY, "objective": objective})
-    train(recipe, data, tmp_path / "whole")
-    end_epoch = Recorder.on_train_epoch_end
+    end_batch = Recorder.on_train_batch_end
 
-    def end_then_stop(self, trainer, module):
-        end_epoch(self, trainer, module)
-        if trainer.current_epoch == 1:
+    def hook(self, trainer, module, outputs, images, batch_idx):
+        end_batch(self, trainer, module, outputs, images, batch_idx)
+        if (trainer.current_epoch, batch_idx) == (epoch, batch):
             raise ZeroDivisionError
 
-    monkeypatch.setattr(Recorder, "on_train_epoch_end", end_then_stop)
-    with pytest.raises(ZeroDivisionError):
-        train(recipe, data, tmp_path / "run")
-    monkeypatch.undo()
+    return Recorder, "on_train_batch_end", hook
+
+
+@pytest.mark.parametrize("stop", [(1, 0), (2, 1)], ids=["after an epoch", "within an epoch"])
+@pytest.mark.parametrize("objective", ["mio", "minc"])
+def test_an_interrupted_run_resumes_to_the_same_weights(data, tmp_path, objective, stop, monkeypatch):
+    recipe = recipe_from_dict({**TINY, "objective": objective})
+    train(recipe, data, tmp_path / "whole", evaluate_every=1)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(*stopping_at(*stop))
+        train(recipe, data, tmp_path / "run", checkpoint_steps=2)
+    newest = Checkpoints(tmp_path / "run").latest(Progress())
+    assert newest.state["global_step"] == {(1, 0): 3, (2, 1): 8}[stop]
     train(recipe, data, tmp_path / "run", resume=True)
-    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    plain = [{k: v for k, v in line.items() if k != "copy_recall"} for line in metrics(tmp_path / "whole")]
+    assert metrics(tmp_path / "run") == plain  # nor does an evaluation on the way change anything
     before = contents(tmp_path / "run")
     train(recipe, data, tmp_path / "run", resume=True)  # a finished run is left as it is
     assert contents(tmp_path / "run") == before
 
 
-def test_only_the_same_recipe_and_data_are_resumed(data, tmp_path):
-    run = tmp_path / "run"
-    train(recipe_from_dict({**TINY, "epochs": 1}), data, run)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(data, tmp_path, monkeypatch):
+    recipe = recipe_from_dict(TINY)
+    train(recipe, data, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(*stopping_at(2, 1))
+        train(recipe, data, tmp_path / "run", checkpoint_steps=2)
+    older, newer = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    newer.write_bytes(newer.read_bytes()[:-1000])
+    said = Said()
+    train(recipe, data, tmp_path / "run", resume=True, progress=said)
+    assert f"{newer.name} is damaged and passed over" in said.lines
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_only_the_last_two_checkpoints_are_kept(data, tmp_path):
+    train(recipe_from_dict(TINY), data, tmp_path / "run", checkpoint_steps=1)
+    kept = sorted(path.name[:14] for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-000000008", "step-000000009"]
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"epochs": 2}, r"\(epochs: 1 there, 2 now\)"),
+        ({"seed": 1}, r"\(seed: 0 there, 1 now\)"),
+        ({"loss": {"temperature": 0.3}}, r"\(loss.temperature: None there, 0.3 now\)"),
+        ({"views": {"jitter_probability": 0.8}}, r"\(views.jitter_probability: 0.4 there, 0.8 now\)"),
+    ],
+)
+def test_another_recipe_is_not_resumed(one_epoch, data, change, difference):
+    with pytest.raises(UsageError, match=f"another recipe {difference}"):
+        train(recipe_from_dict({**TINY, "epochs": 1, **change}), data, one_epoch, resume=True)
+
+
+def test_a_run_is_neither_begun_twice_nor_resumed_out_of_nothing(one_epoch, data, tmp_path):
     with pytest.raises(UsageError, match="holds a run already; go on with it: --resume"):
-        train(recipe_from_dict({**TINY, "epochs": 1}), data, run)
-    with pytest.raises(UsageError, match=r"another recipe \(epochs: 1 there, 2 now\)"):
-        train(recipe_from_dict({**TINY, "epochs": 2}), data, run, resume=True)
+        train(recipe_from_dict({**TINY, "epochs": 1}), data, one_epoch)
     with pytest.raises(UsageError, match="holds no run to resume"):
         train(recipe_from_dict(TINY), data, tmp_path / "nowhere", resume=True)
+
+
+def test_other_images_are_not_resumed_on(one_epoch, data, tmp_path):
     fewer = tmp_path / "fewer"
     fewer.mkdir()
     for path in sorted(data.iterdir())[:200]:
         os.link(path, fewer / path.name)
-    with pytest.raises(UsageError, match="was begun on other images"):
-        train(recipe_from_dict({**TINY, "epochs": 1}), fewer, run, resume=True)
+    with pytest.raises(UsageError, match=r"begun on other images \(\d+ then, \d+ now"):
+        train(recipe_from_dict({**TINY, "epochs": 1}), fewer, one_epoch, resume=True)
+
+
+def test_images_mapped_from_the_disk_and_workers_give_the_same_weights(data, tmp_path, monkeypatch):
+    from mio_export.train import training
+
+    recipe = recipe_from_dict({**TINY, "epochs": 2})
+    train(recipe, data, tmp_path / "memory")
+    load = training.load_images
+    monkeypatch.setattr(training, "load_images", lambda *a, **named: load(*a, **{**named, "memory_bytes": 0}))
+    train(recipe, data, tmp_path / "mapped")
+    assert contents(tmp_path / "mapped") == contents(tmp_path / "memory")
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(data, tmp_path):
