@@ -99,11 +99,12 @@ def test_a_crop_is_torchvisions_crop_resized(pixels):
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 48), (60, 30), (9, 13)])
-def test_a_crop_is_pillows_of_any_size_without_aliasing(pixels, height, width):
-    left, top, right, bottom = 5.3, 2.1, 44.6, 47.9
-    box = torch.tensor([[left / 48, top / 48, (right - left) / 48, (bottom - top) / 48]])
+@pytest.mark.parametrize("edges", [(5.3, 2.1, 44.6, 47.9), (20.2, 30.5, 28.9, 36.1)])
+def test_a_crop_is_pillows_of_any_size_without_aliasing(pixels, edges, height, width):
+    left, top, right, bottom = edges
+    box = torch.tensor([[left, top, right - left, bottom - top]]) / 48
     grey = pixels[:1, :1]
     image = Image.fromarray(grey[0, 0].numpy())
-    expected = image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+    expected = image.resize((width, height), Image.Resampling.BILINEAR, box=edges)
     view = crop_and_flip(grey, box, torch.tensor([False]), height=height, width=width)[0, 0]
     assert np.abs(view.numpy() - np.asarray(expected)).max() < 0.01
