@@ -9,7 +9,7 @@ from mio_export.parity import verify
 from mio_export.runtimes.devices import has_cuda
 from mio_export.sample import extract_sample
 from mio_export.store import load_embeddings
-from mio_export.train import recipe_from_dict, train
+from mio_export.train import evaluate, recipe_from_dict, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_cuda(), reason="no CUDA device is visible")]
 
@@ -33,3 +33,14 @@ def test_train_export_prove_and_embed_on_cuda(tmp_path, objective):
     a, b = (load_embeddings(tmp_path / device).vectors for device in ("cuda", "cpu"))
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert cosines.min() >= 0.99999
+
+
+def test_scores_on_cuda_are_those_on_the_cpu(tmp_path):
+    images = tmp_path / "images"
+    extract_sample(images)
+    train(recipe_from_dict({"epochs": 1}), images, tmp_path / "run", device="cuda")
+    on_cuda, on_cpu = (evaluate(tmp_path / "run", images, device=device) for device in ("cuda", "cpu"))
+    assert (on_cuda.device, on_cpu.device) == ("cuda", "cpu")
+    for name, scores in on_cpu.scores.items():
+        assert on_cuda.scores[name].knn == pytest.approx(scores.knn, abs=3 / 1000)
+        assert on_cuda.scores[name].copy_recall == pytest.approx(scores.copy_recall, abs=5 / 1000)

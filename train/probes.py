@@ -18,7 +18,7 @@ _STRENGTHS = tuple(10.0**power for power in range(-4, 3))
 _HELD_OUT_OF = 10
 _GRADIENT = 1e-6
 _ROUGH_GRADIENT = 1e-3
-_MAX_FITS = 10
+_MAX_FITS = 50
 _FEW_SHOT_DRAWS = 10
 _SGD_BATCH = 32
 
@@ -127,12 +127,15 @@ def fitted(rows: Matrix, labels: Labels, strength: float, *, gradient: float = _
     """Return scikit-learn's logistic regression, fitted until the norm of its mean loss's gradient is below a bound.
 
     Raises:
-        MioError: ten fits, each from where the one before stopped, do not get there.
+        MioError: there is one class only, or fifty fits, each from where the one before stopped, do not get there.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    num_parameters = (rows.shape[1] + 1) * len(np.unique(labels))
+    num_classes = len(np.unique(labels))
+    if num_classes < 2:
+        raise MioError(f"a probe needs training images of two classes or more, got {num_classes}")
+    num_parameters = (rows.shape[1] + 1) * num_classes
     probe = LogisticRegression(C=strength, tol=gradient / num_parameters**0.5, max_iter=10_000, warm_start=True)
     norm = np.inf
     # L-BFGS may also stop because the loss has ceased to fall in its 15 digits; a fresh start then gets further

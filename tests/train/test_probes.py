@@ -50,9 +50,19 @@ def test_so_it_does_with_two_classes(digits):
     assert np.linalg.norm(gradient) < 1e-6
 
 
+def test_it_goes_on_where_the_loss_has_ceased_to_fall(digits):
+    rows, _ = standardized(digits[0], digits[0])  # one fit alone stops at 5.5e-8
+    assert gradient_norm(fitted(rows, digits[1], 1e-2, gradient=2.5e-8), rows, digits[1], 1e-2) < 2.5e-8
+
+
 def test_a_fit_that_does_not_get_there_is_refused(digits):
     with pytest.raises(MioError, match=r"does not converge \(gradient norm .*, wanted 1e-20\)"):
         fitted(digits[0] / 16, digits[1], 1.0, gradient=1e-20)
+
+
+def test_one_class_is_nothing_to_probe():
+    with pytest.raises(MioError, match="needs training images of two classes or more, got 1"):
+        fitted(np.eye(4), np.zeros(4, np.int64), 1.0)
 
 
 def test_it_reads_digits_and_is_the_same_twice(digits):
