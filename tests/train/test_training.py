@@ -94,18 +94,21 @@ def test_training_moves_the_weights_and_leaves_torchs_generator_alone(data, tmp_
     assert any(not torch.equal(value, fresh[name]) for name, value in result.encoder.backbone.state_dict().items())
 
 
-def stopping_at(epoch, batch):
-    """A Recorder's hook that stops training, as a kill would, after a batch of an epoch (both from 0)."""
+def train_until(stop, recipe, data, run, monkeypatch):
+    """Train, with a checkpoint every second step, until the end of a batch of an epoch (both from 0)."""
     from mio_export.train.recorder import Recorder
 
     end_batch = Recorder.on_train_batch_end
 
-    def hook(self, trainer, module, outputs, images, batch_idx):
+    def end_batch_and_stop(self, trainer, module, outputs, images, batch_idx):
         end_batch(self, trainer, module, outputs, images, batch_idx)
-        if (trainer.current_epoch, batch_idx) == (epoch, batch):
+        if (trainer.current_epoch, batch_idx) == stop:
             raise ZeroDivisionError
 
-    return Recorder, "on_train_batch_end", hook
+    monkeypatch.setattr(Recorder, "on_train_batch_end", end_batch_and_stop)
+    with pytest.raises(ZeroDivisionError):
+        train(recipe, data, run, checkpoint_steps=2)
+    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("stop", [(1, 0), (2, 1)], ids=["after an epoch", "within an epoch"])
@@ -113,9 +116,7 @@ def stopping_at(epoch, batch):
 def test_an_interrupted_run_resumes_to_the_same_weights(data, tmp_path, objective, stop, monkeypatch):
     recipe = recipe_from_dict({**TINY, "objective": objective})
     train(recipe, data, tmp_path / "whole", evaluate_every=1)
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(*stopping_at(*stop))
-        train(recipe, data, tmp_path / "run", checkpoint_steps=2)
+    train_until(stop, recipe, data, tmp_path / "run", monkeypatch)
     newest = Checkpoints(tmp_path / "run").latest(Progress())
     assert newest.state["global_step"] == {(1, 0): 3, (2, 1): 8}[stop]
     train(recipe, data, tmp_path / "run", resume=True)
@@ -130,10 +131,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(data, tmp_path, objectiv
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(data, tmp_path, monkeypatch):
     recipe = recipe_from_dict(TINY)
     train(recipe, data, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(*stopping_at(2, 1))
-        train(recipe, data, tmp_path / "run", checkpoint_steps=2)
-    older, newer = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    train_until((2, 1), recipe, data, tmp_path / "run", monkeypatch)
+    _, newer = sorted((tmp_path / "run" / "checkpoints").iterdir())
     newer.write_bytes(newer.read_bytes()[:-1000])
     said = Said()
     train(recipe, data, tmp_path / "run", resume=True, progress=said)
