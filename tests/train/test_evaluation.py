@@ -112,6 +112,12 @@ def test_without_labels_there_is_copy_retrieval_only(run, sample, tmp_path):
     assert evaluation.scores["trained"].copy_recall[1] > 0.1
 
 
+def test_the_bank_of_stl10_is_its_labelled_part(run, fake_set):
+    evaluation = evaluate(run, fake_set("stl10"))
+    assert (evaluation.num_train, evaluation.num_test, evaluation.num_classes) == (40, 20, 10)
+    assert evaluation.scores["raw pixels"].knn[1] > 0.8  # the classes are gradients of ten directions
+
+
 def test_copies_are_fixed_and_keep_the_shape():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 28, 28, 1), dtype=np.uint8)
     first, again = augmented_copies(pixels), augmented_copies(pixels)

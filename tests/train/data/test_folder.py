@@ -63,6 +63,13 @@ def test_a_pipe_does_not_hang_the_look_at_the_images(tmp_path):
     assert load(data.train).failures == ("train/pipe.png: not a regular file (named pipe)",)
 
 
+def test_a_broken_link_is_called_so(tmp_path):
+    make(tmp_path, ["train/a.png", "test/b.png"])
+    (tmp_path / "train" / "link.png").symlink_to(tmp_path / "gone.png")
+    failures = load(open_data(tmp_path).train).failures
+    assert failures == ("train/link.png: broken link (No such file or directory)",)
+
+
 def test_a_flat_folder_gives_no_labels(tmp_path):
     make(tmp_path, [f"{i}.png" for i in range(40)])
     data = open_data(tmp_path)

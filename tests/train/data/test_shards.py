@@ -83,6 +83,14 @@ def test_the_val_of_interval_is_no_part_and_shards_in_no_part_are_named(fake_set
     assert data.notes == ("1 tar files in neither part were left out, such as interval.tar",)
 
 
+def test_no_shard_is_in_both_parts(fake_set):
+    folder = fake_set("tar")
+    (folder / "fake-val-000000.tar").rename(folder / "fake-train-val.tar")
+    data = open_data(folder)
+    assert set(data.train.keys).isdisjoint(data.test.keys)
+    assert len(data.train) + len(data.test) == 60
+
+
 def test_what_is_neither_image_nor_label_is_counted_and_a_mask_is_no_image(fake_set, tar_writer):
     folder = fake_set("tar")
     others = [("0003.seg.png", png(folder, 0)), ("0003.txt", b"text"), ("0004.txt", b"text"), ("x/0005.heix", b"")]
