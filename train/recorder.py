@@ -119,14 +119,13 @@ class Recorder(pl.Callback):
         if trainer.is_global_zero:
             self._write(pl_module, metrics)
         self._checkpoints.save(trainer)
-        if metrics["alarm"] is not None:
-            self._raise_alarm(metrics)
+        self._report(metrics)
 
     def _metrics(self, trainer: pl.Trainer, module: SelfSupervised) -> dict[str, Any]:
         """A line of ``metrics.jsonl``."""
         loss = float(torch.stack(self._losses).double().mean())
         estimate: Callable[..., float | None] = module.objective.mutual_information  # type: ignore[assignment]
-        health, alarm = self._watchdog.look(module)
+        found = self._watchdog.look(module)
         epoch, every = trainer.current_epoch + 1, self._recording.evaluate_every
         scores = {}
         if every and epoch % every == 0 and trainer.is_global_zero:
@@ -136,10 +135,11 @@ class Recorder(pl.Callback):
             "step": trainer.global_step,
             "loss": loss,
             "mutual_information": estimate(loss, num_images=self._batches.batch_size),
-            **asdict(health),
+            **asdict(found.health),
             **scores,
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "alarm": alarm,
+            "alarm": found.alarm,
+            "guard": found.guard,
         }
 
     def _write(self, module: SelfSupervised, metrics: dict[str, Any]) -> None:
@@ -152,11 +152,13 @@ class Recorder(pl.Callback):
         head = save_head(self._recording.run, module.online["head"], projector_spec(module.recipe))
         save_encoder(self._recording.run, _encoder(module), training=training, head=head)
 
-    def _raise_alarm(self, metrics: dict[str, Any]) -> None:
-        message = f"epoch {metrics['epoch']}: {metrics['alarm']}"
-        if self._recording.on_collapse == "stop" and not metrics["alarm"].startswith("stale"):
-            raise GateError(f"stopped in {message}")
-        self._progress.line(message)
+    def _report(self, metrics: dict[str, Any]) -> None:
+        """Say what the watchdog found, and stop if that was asked for."""
+        for found in (metrics["guard"], metrics["alarm"]):
+            if found is not None:
+                self._progress.line(f"epoch {metrics['epoch']}: {found}")
+        if metrics["alarm"] is not None and self._recording.on_collapse == "stop":
+            raise GateError(f"stopped in epoch {metrics['epoch']}: {metrics['alarm']}")
 
     def _check_losses(self, trainer: pl.Trainer) -> None:
         """Stop at the first loss that is not finite, and name its batch."""

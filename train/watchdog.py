@@ -20,9 +20,10 @@ from mio_export.train.views import two_views
 
 NUM_CLEAN = 256
 _VIEW_SEED = 20_210
-_CONSTANT = 0.15
-_NARROW = 0.25
+_CONSTANT = 0.3
+_NARROW = 0.2
 _VANISHED = 1e-3
+_STALE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,17 @@ class Health:
     """ρ of MINC's Λ; see ``second_moment_lag``."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a look at an encoder in training gave."""
+
+    health: Health
+    alarm: str | None
+    """The kind of collapse and the measure that shows it, in one line."""
+    guard: str | None
+    """What the guard of MINC's Λ did, in one line."""
+
+
 class Watchdog:
     """Measures an encoder in training, compares it with its untrained self and names what goes wrong.
 
@@ -64,11 +76,12 @@ class Watchdog:
         if self._untrained is None:
             self._untrained = asdict(self._measure(module))
 
-    def look(self, module: SelfSupervised) -> tuple[Health, str | None]:
-        """Measure; return the measures and an alarm, one line with the cause, if there is one."""
+    def look(self, module: SelfSupervised) -> Findings:
+        """Measure, name a collapse if there is one, and let the guard act on Λ."""
         health = self._measure(module)
         assert self._untrained is not None  # started
-        return health, diagnosis(health, Health(**self._untrained)) or self._stale(module, health)
+        alarm = diagnosis(health, Health(**self._untrained))
+        return Findings(health=health, alarm=alarm, guard=self._guarded(module, health))
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values."""
@@ -78,7 +91,7 @@ class Watchdog:
         """Take up what ``state`` gave."""
         self._untrained, self._guard.num_above = state["untrained"], state["num_above"]
 
-    def _stale(self, module: SelfSupervised, health: Health) -> str | None:
+    def _guarded(self, module: SelfSupervised, health: Health) -> str | None:
         if health.second_moment_lag is None:
             return None
         loss = module.objective
@@ -86,8 +99,8 @@ class Watchdog:
         if not self._guard.observe(loss, health.second_moment_lag):
             return None
         return (
-            f"stale second moment: Λ is {health.second_moment_lag:.0%} away from the encoder's own; its memory was"
-            f" halved, to {1 / (1 - float(loss.decay)):.3g} steps"
+            f"Λ was {health.second_moment_lag:.0%} away from the encoder's own second moment twice running;"
+            f" its memory was halved, to {1 / (1 - float(loss.decay)):.3g} steps"
         )
 
     def _measure(self, module: SelfSupervised) -> Health:
@@ -117,23 +130,30 @@ class Watchdog:
 def diagnosis(now: Health, untrained: Health) -> str | None:
     """Return the kind of collapse and the measure that shows it, in one line; None if there is none.
 
-    The untrained encoder is the yardstick, as thresholds of their own fit no two networks.
+    Spread and rank are compared with what is possible, not with the untrained encoder, whose projections lie close
+    together: measured on digits and Fashion-MNIST, MIO and MINC keep a spread above 0.9 and as many directions in the
+    projections as a third of those in the features; MINC with a centred Λ and BYOL without its predictor fall below 0.25.
     """
     if not now.norm_projections > _VANISHED * untrained.norm_projections:
         return (
             f"zero norm: projections shrank to {now.norm_projections:.2g} (untrained"
             f" {untrained.norm_projections:.2g}); lower learning_rate or weight_decay"
         )
-    if now.spread_projections < _CONSTANT * untrained.spread_projections:
+    if now.spread_projections < _CONSTANT:
         return (
-            f"constant collapse: projections of all images point the same way (spread {now.spread_projections:.2g},"
-            f" untrained {untrained.spread_projections:.2g}); nothing in this objective holds them apart"
+            "constant collapse: projections of all images point the same way"
+            f" (spread {now.spread_projections:.2g} of 1); nothing holds them apart"
         )
-    rank, before = now.effective_rank_projections, untrained.effective_rank_projections
-    if rank < max(2.0, _NARROW * before):
+    rank, possible = now.effective_rank_projections, now.effective_rank
+    if rank < max(2.0, _NARROW * possible):
         return (
-            f"dimensional collapse: projections use {rank:.1f} directions, untrained {before:.1f};"
+            f"dimensional collapse: projections use {rank:.1f} directions, the features {possible:.1f};"
             " lower learning_rate, or take a larger batch_size"
+        )
+    if now.second_moment_lag is not None and not now.second_moment_lag <= _STALE:
+        return (
+            f"stale second moment: Λ is {now.second_moment_lag:.0%} away from the encoder's own;"
+            " lower learning_rate or loss.second_moment_decay"
         )
     return None
 

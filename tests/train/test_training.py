@@ -74,7 +74,7 @@ def test_a_run_holds_what_it_promises(data, tmp_path):
     result = train(recipe_from_dict(TINY), data, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
-    keys = {"step", "loss", "mutual_information", "learning_rate", "alarm", *(f.name for f in fields(Health))}
+    keys = {"step", "loss", "mutual_information", "learning_rate", "alarm", "guard", *(f.name for f in fields(Health))}
     assert all(keys <= line.keys() for line in lines)
     assert lines[-1] == result.metrics
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -94,8 +94,8 @@ def test_training_moves_the_weights_and_leaves_torchs_generator_alone(data, tmp_
     assert any(not torch.equal(value, fresh[name]) for name, value in result.encoder.backbone.state_dict().items())
 
 
-def train_until(stop, recipe, data, run, monkeypatch):
-    """Train, with a checkpoint every second step, until the end of a batch of an epoch (both from 0)."""
+def train_until(stop, recipe, data, run, monkeypatch, *, checkpoint_steps=2):
+    """Train until the end of a batch of an epoch (both from 0), then stop as a kill would."""
     from mio_export.train.recorder import Recorder
 
     end_batch = Recorder.on_train_batch_end
@@ -107,18 +107,18 @@ def train_until(stop, recipe, data, run, monkeypatch):
 
     monkeypatch.setattr(Recorder, "on_train_batch_end", end_batch_and_stop)
     with pytest.raises(ZeroDivisionError):
-        train(recipe, data, run, checkpoint_steps=2)
+        train(recipe, data, run, checkpoint_steps=checkpoint_steps)
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("stop", [(1, 0), (2, 1)], ids=["after an epoch", "within an epoch"])
+@pytest.mark.parametrize(("checkpoint_steps", "kept"), [(1000, 6), (2, 8)], ids=["after an epoch", "within an epoch"])
 @pytest.mark.parametrize("objective", ["mio", "minc"])
-def test_an_interrupted_run_resumes_to_the_same_weights(data, tmp_path, objective, stop, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_weights(data, tmp_path, objective, checkpoint_steps, kept, monkeypatch):
     recipe = recipe_from_dict({**TINY, "objective": objective})
     train(recipe, data, tmp_path / "whole", evaluate_every=1)
-    train_until(stop, recipe, data, tmp_path / "run", monkeypatch)
+    train_until((2, 1), recipe, data, tmp_path / "run", monkeypatch, checkpoint_steps=checkpoint_steps)
     newest = Checkpoints(tmp_path / "run").latest(Progress())
-    assert newest.state["global_step"] == {(1, 0): 3, (2, 1): 8}[stop]
+    assert newest.state["global_step"] == kept
     train(recipe, data, tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     plain = [{k: v for k, v in line.items() if k != "copy_recall"} for line in metrics(tmp_path / "whole")]
