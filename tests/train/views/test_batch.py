@@ -19,7 +19,7 @@ def test_two_views_of_a_batch_differ_from_each_other_and_between_images(preset, 
     assert views.min() >= 0
     assert views.max() <= 255 + 1e-3
     distances = torch.cdist(views.flatten(1), views.flatten(1)) + 1e9 * torch.eye(16)
-    assert distances.min() > 100  # every view has parameters of its own
+    assert distances.min() > 1  # every view has parameters of its own
 
 
 def test_the_generator_alone_decides(images):
@@ -30,7 +30,7 @@ def test_the_generator_alone_decides(images):
     again = two_views(images, config, generator(7))
     other = two_views(images, config, generator(8))
     assert torch.equal(torch.cat(first), torch.cat(again))
-    assert not torch.equal(torch.cat(first), torch.cat(other))
+    assert not any(torch.equal(*pair) for pair in zip(first, other, strict=True))
 
 
 def test_a_view_without_augmentation_is_the_image(only, pixels):

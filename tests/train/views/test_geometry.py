@@ -50,9 +50,19 @@ def assert_same_distribution(ours, theirs):
         assert ks_2samp(of(*ours).numpy(), of(*theirs).numpy()).pvalue > 0.01, name
 
 
-@pytest.mark.parametrize("area", [(0.08, 1.0), (0.4, 1.0), (0.8, 1.0)])
-def test_views_are_cropped_as_torchvision_crops(area, generator):
-    config = ViewConfig(crop_area=area, flip_probability=0.3, jitter_probability=0, grayscale_probability=0)
+@pytest.mark.parametrize(
+    ("area", "aspect"),
+    [
+        ((0.08, 1.0), (3 / 4, 4 / 3)),
+        ((0.4, 1.0), (3 / 4, 4 / 3)),
+        ((0.8, 1.0), (3 / 4, 4 / 3)),
+        ((0.4, 1.0), (0.99, 1.01)),  # nearly all large crops fit, so that the upper end of the areas is seen
+    ],
+)
+def test_views_are_cropped_as_torchvision_crops(area, aspect, generator):
+    config = ViewConfig(
+        crop_area=area, crop_aspect=aspect, flip_probability=0.3, jitter_probability=0, grayscale_probability=0
+    )
     *boxes, flipped = measured(random_view(ramps(), config, generator))
     assert_same_distribution(boxes, torchvisions_boxes(config, 2000, 2000))
     assert binomtest(int(flipped.sum()), NUM_DRAWS, 0.3).pvalue > 0.01
