@@ -107,6 +107,7 @@ class Recorder(pl.Callback):
         if is_due and has_stepped and batch_idx + 1 < len(self._batches):
             self._check_losses(trainer)
             self._position = (trainer.current_epoch, batch_idx + 1)
+            self._join_losses(trainer)
             self._checkpoints.save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -123,6 +124,7 @@ class Recorder(pl.Callback):
 
     def _metrics(self, trainer: pl.Trainer, module: SelfSupervised) -> dict[str, Any]:
         """A line of ``metrics.jsonl``."""
+        self._join_losses(trainer)
         loss = float(torch.stack(self._losses).double().mean())
         estimate: Callable[..., float | None] = module.objective.mutual_information  # type: ignore[assignment]
         found = self._watchdog.look(module)
@@ -159,6 +161,12 @@ class Recorder(pl.Callback):
                 self._progress.line(f"epoch {metrics['epoch']}: {found}")
         if metrics["alarm"] is not None and self._recording.on_collapse == "stop":
             raise GateError(f"stopped in epoch {metrics['epoch']}: {metrics['alarm']}")
+
+    def _join_losses(self, trainer: pl.Trainer) -> None:
+        """Replace each process's share of the losses by their mean, which is the joined batch's loss."""
+        if trainer.world_size > 1 and self._losses:
+            joined: Tensor = trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")  # type: ignore[assignment]
+            self._losses = list(joined.unbind())
 
     def _check_losses(self, trainer: pl.Trainer) -> None:
         """Stop at the first loss that is not finite, and name its batch."""

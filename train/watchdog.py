@@ -80,7 +80,7 @@ class Watchdog:
         """Measure, name a collapse if there is one, and let the guard act on Λ."""
         health = self._measure(module)
         assert self._untrained is not None  # started
-        alarm = diagnosis(health, Health(**self._untrained))
+        alarm = diagnosis(health, Health(**self._untrained), output_dim=module.recipe.output_dim)
         return Findings(health=health, alarm=alarm, guard=self._guarded(module, health))
 
     def state(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Watchdog:
         )
 
 
-def diagnosis(now: Health, untrained: Health) -> str | None:
+def diagnosis(now: Health, untrained: Health, *, output_dim: int) -> str | None:
     """Return the kind of collapse and the measure that shows it, in one line; None if there is none.
 
     Spread and rank are compared with what is possible, not with the untrained encoder, whose projections lie close
@@ -144,10 +144,10 @@ def diagnosis(now: Health, untrained: Health) -> str | None:
             "constant collapse: projections of all images point the same way"
             f" (spread {now.spread_projections:.2g} of 1); nothing holds them apart"
         )
-    rank, possible = now.effective_rank_projections, now.effective_rank
+    rank, possible = now.effective_rank_projections, min(now.effective_rank, output_dim)
     if rank < max(2.0, _NARROW * possible):
         return (
-            f"dimensional collapse: projections use {rank:.1f} directions, the features {possible:.1f};"
+            f"dimensional collapse: projections use {rank:.1f} directions of {possible:.1f} that features and width allow;"
             " lower learning_rate, or take a larger batch_size"
         )
     if now.second_moment_lag is not None and not now.second_moment_lag <= _STALE:

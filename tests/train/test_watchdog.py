@@ -43,11 +43,11 @@ class Said(Progress):
     ],
 )
 def test_each_collapse_is_named(change, cause):
-    assert diagnosis(dataclasses.replace(HEALTHY, **change), HEALTHY).startswith(cause)
+    assert diagnosis(dataclasses.replace(HEALTHY, **change), HEALTHY, output_dim=64).startswith(cause)
 
 
 def test_a_healthy_encoder_gives_no_alarm():
-    assert diagnosis(HEALTHY, HEALTHY) is None
+    assert diagnosis(HEALTHY, HEALTHY, output_dim=64) is None
 
 
 @pytest.fixture(scope="module")
