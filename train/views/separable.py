@@ -19,7 +19,9 @@ def filtered(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """
     num_images, num_channels, height, width = pixels.shape
     narrowed = pixels.reshape(num_images, num_channels * height, width).bmm(columns)
-    return torch.matmul(rows.mT.contiguous().unsqueeze(1), narrowed.view(num_images, num_channels, height, -1))
+    return torch.matmul(
+        rows.mT.contiguous().unsqueeze(1), narrowed.view(num_images, num_channels, height, columns.shape[2])
+    )
 
 
 __all__ = ["filtered"]

@@ -33,6 +33,15 @@ def test_the_generator_alone_decides(images):
     assert not any(torch.equal(*pair) for pair in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_transform_may_be_drawn_for_no_image_of_a_batch(preset, images):
+    config = ViewConfig(**view_values({"preset": preset}))
+    for seed in range(30):  # each transform is left out at least once
+        first, second = two_views(images[:1], config, generator(seed))
+        assert first.isfinite().all()
+        assert second.isfinite().all()
+
+
 def test_a_view_without_augmentation_is_the_image(only, pixels):
     torch.testing.assert_close(random_view(pixels, only(), generator()), pixels, rtol=0, atol=1e-2)
 
