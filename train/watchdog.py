@@ -131,8 +131,9 @@ def diagnosis(now: Health, untrained: Health, *, output_dim: int) -> str | None:
     """Return the kind of collapse and the measure that shows it, in one line; None if there is none.
 
     Spread and rank are compared with what is possible, not with the untrained encoder, whose projections lie close
-    together: measured on digits and Fashion-MNIST, MIO and MINC keep a spread above 0.9 and as many directions in the
-    projections as a third of those in the features; MINC with a centred Λ and BYOL without its predictor fall below 0.25.
+    together: measured on digits and Fashion-MNIST, MIO and MINC keep a spread above 0.7 and as many directions in the
+    projections as a third of those in the features; MINC with a centred Λ and BYOL without its predictor fall below
+    0.25.
     """
     if not now.norm_projections > _VANISHED * untrained.norm_projections:
         return (
@@ -147,8 +148,8 @@ def diagnosis(now: Health, untrained: Health, *, output_dim: int) -> str | None:
     rank, possible = now.effective_rank_projections, min(now.effective_rank, output_dim)
     if rank < max(2.0, _NARROW * possible):
         return (
-            f"dimensional collapse: projections use {rank:.1f} directions of {possible:.1f} that features and width allow;"
-            " lower learning_rate, or take a larger batch_size"
+            f"dimensional collapse: projections use {rank:.1f} directions of {possible:.1f} that features and width"
+            " allow; lower learning_rate, or take a larger batch_size"
         )
     if now.second_moment_lag is not None and not now.second_moment_lag <= _STALE:
         return (

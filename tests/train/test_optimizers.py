@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -54,7 +56,7 @@ def test_the_rate_rises_then_falls_on_a_cosine_to_its_floor():
     assert max(found) == pytest.approx(1.0)
     assert found.index(max(found)) in (9, 10)
     assert found[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(found[10:], found[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(found[10:]))
 
 
 def test_a_cosine_laid_out_longer_ends_high():
