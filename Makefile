@@ -35,6 +35,9 @@ evidence: setup
 	$(BIN)/python benchmarks/objective_cost.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/quickstart.py
+	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/truncation.py
+	$(BIN)/python benchmarks/objectives.py
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu -s

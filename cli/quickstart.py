@@ -21,7 +21,7 @@ def run(
     """
     from mio_export.progress import stderr_progress
     from mio_export.quickstart import quickstart
-    from mio_export.train.run_report import REPORT
+    from mio_export.train.run_files import REPORT
 
     result = quickstart(out, objective=objective, seed=seed, progress=stderr_progress())
     print_evaluation(result.evaluation)

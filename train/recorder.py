@@ -126,7 +126,7 @@ class Recorder(pl.Callback):
         """A line of ``metrics.jsonl``."""
         self._join_losses(trainer)
         loss = float(torch.stack(self._losses).double().mean())
-        estimate: Callable[..., float | None] = module.objective.mutual_information  # type: ignore[assignment]
+        estimate: Callable[..., float | None] = module.objective.mutual_information
         found = self._watchdog.look(module)
         epoch, every = trainer.current_epoch + 1, self._recording.evaluate_every
         scores = {}
@@ -165,7 +165,7 @@ class Recorder(pl.Callback):
     def _join_losses(self, trainer: pl.Trainer) -> None:
         """Replace each process's share of the losses by their mean, which is the joined batch's loss."""
         if trainer.world_size > 1 and self._losses:
-            joined: Tensor = trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")  # type: ignore[assignment]
+            joined: Tensor = trainer.strategy.reduce(torch.stack(self._losses), reduce_op="mean")
             self._losses = list(joined.unbind())
 
     def _check_losses(self, trainer: pl.Trainer) -> None:
