@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def run(
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle to write, NAME.mio.")],
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A training run.")] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A training run.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Instead of a run: a torchvision or timm name.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Its weights: .safetensors, or .pth of plain tensors.")] = None,
     stem: Annotated[str, typer.Option(help="imagenet, or small for a ResNet of small images.")] = "imagenet",

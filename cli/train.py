@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def run(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A recipe's name or a .yaml file.  [default: folder]")
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe's name or a .yaml file.  [default: folder]")
     ] = None,
     data: Annotated[
         Path | None,

@@ -74,9 +74,7 @@ def _text(name: str) -> str:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         names = recipe_names()
-        raise UsageError(
-            f"no recipe {name!r}{did_you_mean(name, names)}; there are {', '.join(names)}, or give a .yaml file"
-        )
+        raise UsageError(f"no recipe {name!r}{did_you_mean(name, names)} (a .yaml file, or one of: {', '.join(names)})")
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

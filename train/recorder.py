@@ -126,7 +126,7 @@ class Recorder(pl.Callback):
         """A line of ``metrics.jsonl``."""
         self._join_losses(trainer)
         loss = float(torch.stack(self._losses).double().mean())
-        estimate: Callable[..., float | None] = module.objective.mutual_information
+        estimate: Callable[..., float | None] = module.objective.mutual_information  # type: ignore[assignment]
         found = self._watchdog.look(module)
         epoch, every = trainer.current_epoch + 1, self._recording.evaluate_every
         scores = {}
