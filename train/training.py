@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,8 @@ def train(
         run=run, checkpoint_steps=checkpoint_steps, evaluate_every=evaluate_every, on_collapse=on_collapse
     )
     encoder = _fit(recipe, preprocess, images, identity, recording, accelerator, (num_devices, num_nodes), progress)
+    if is_first_process():
+        shutil.rmtree(run / IMAGES, ignore_errors=True)  # needed to go on, and there is nothing left to do
     last = json.loads((run / METRICS).read_text().splitlines()[-1])
     return TrainResult(run=run, recipe=recipe, encoder=encoder.eval(), metrics=last, failures=images.failures)
 

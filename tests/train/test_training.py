@@ -4,7 +4,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from mio_export.errors import MioError, UsageError
 from mio_export.models import load_encoder
 from mio_export.progress import Progress
 from mio_export.sample import read_sample
-from mio_export.train import recipe_from_dict, train
+from mio_export.train import recipe_from_dict, train, train_seeds
 from mio_export.train.checkpoints import Checkpoints
 from mio_export.train.objectives.registry import OBJECTIVES
 from mio_export.train.watchdog import Health
@@ -185,6 +186,61 @@ def test_images_mapped_from_the_disk_and_workers_give_the_same_weights(data, tmp
     monkeypatch.setattr(training, "load_images", lambda *a, **named: load(*a, **{**named, "memory_bytes": 0}))
     train(recipe, data, tmp_path / "mapped")
     assert contents(tmp_path / "mapped") == contents(tmp_path / "memory")
+    assert not (tmp_path / "mapped" / "images").exists()
+
+
+def test_gradients_are_added_up_before_a_step(data, tmp_path):
+    settings = {**TINY, "epochs": 1, "batch_size": 32, "objective": "byol"}
+    plain = train(recipe_from_dict(settings), data, tmp_path / "plain")
+    added = train(recipe_from_dict({**settings, "accumulate": 2}), data, tmp_path / "added")
+    assert plain.metrics["step"] == 2 * added.metrics["step"] == 6
+    assert added.metrics["loss"] == pytest.approx(plain.metrics["loss"], abs=0.3)  # a mean over batches, not a share
+
+
+def test_fp16_is_for_gpus(data, tmp_path):
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        train(recipe_from_dict({**TINY, "precision": "fp16"}), data, tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"num_devices": 0}, "devices must be 1 or more, got 0"),
+        ({"num_devices": 3}, "batch_size 64 cannot be shared equally by 3 processes"),
+        ({"evaluate_every": -1}, "evaluate_every must be 0 or more, got -1"),
+        ({"checkpoint_steps": 0}, "checkpoint_steps must be 1 or more, got 0"),
+        ({"on_collapse": "panic"}, "on_collapse must be warn or stop, got 'panic'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(data, tmp_path, argument, message):
+    with pytest.raises(UsageError, match=message):
+        train(recipe_from_dict(TINY), data, tmp_path / "run", **argument)
+
+
+def test_two_processes_train_through_the_command_line(data, tmp_path):
+    settings = [f"--set={key}={value}" for key, value in {**TINY, "epochs": 1, "objective": "minc"}.items()]
+    command = [Path(sys.executable).parent / "mio", "train", "--device=cpu", "--devices=2", *settings]
+    result = subprocess.run(
+        [*command, f"--data={data}", f"--out={tmp_path / 'run'}"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("next:  mio evaluate") == 1  # one process speaks
+    (line,) = metrics(tmp_path / "run")
+    assert (line["step"], line["epoch"]) == (3, 1)
+    load_encoder(tmp_path / "run")
+
+
+def test_seeds_lie_side_by_side_and_are_taken_up_again(data, tmp_path):
+    recipe = recipe_from_dict({**TINY, "epochs": 1})
+    runs = train_seeds(recipe, data, tmp_path / "runs", num_seeds=2)
+    assert [result.run.name for result in runs] == ["seed-0", "seed-1"]
+    assert weights(runs[0].run) != weights(runs[1].run)
+    train(replace(recipe, seed=1), data, tmp_path / "alone")
+    assert weights(tmp_path / "alone") == weights(runs[1].run)
+    before = weights(runs[0].run)
+    again = train_seeds(recipe, data, tmp_path / "runs", num_seeds=3, resume=True)
+    assert len(again) == 3
+    assert weights(runs[0].run) == before
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(data, tmp_path):
