@@ -24,12 +24,16 @@ def train_seeds(
         how: other arguments of ``train``.
 
     Raises:
-        UsageError: as for ``train``, or ``num_seeds`` is below 1.
+        UsageError: as for ``train``, or ``num_seeds`` is below 1, or above 1 on several devices.
     """
     if num_seeds < 1:
         raise UsageError(f"seeds must be 1 or more, got {num_seeds}")
     if num_seeds == 1:
         return [train(recipe, data, out, resume=resume, **how)]
+    if how.get("num_devices", 1) * how.get("num_nodes", 1) > 1:
+        raise UsageError(
+            "seeds train one after another in one process; on several devices, train them one by one: --seed"
+        )
     runs = {seed: Path(out) / f"seed-{seed}" for seed in range(recipe.seed, recipe.seed + num_seeds)}
     return [
         train(replace(recipe, seed=seed), data, run, resume=resume and (run / RECIPE).exists(), **how)

@@ -293,3 +293,15 @@ def test_a_single_image_is_not_enough(tmp_path):
         Image.new("RGB", (32, 32)).save(tmp_path / "data" / part / "a.png")
     with pytest.raises(MioError, match="an objective needs at least two"):
         train(recipe_from_dict(TINY), tmp_path / "data", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"num_seeds": 0}, "seeds must be 1 or more, got 0"),
+        ({"num_seeds": 2, "num_devices": 2}, "train them one by one"),
+    ],
+)
+def test_seeds_that_cannot_be_trained_are_refused(data, tmp_path, how, message):
+    with pytest.raises(UsageError, match=message):
+        train_seeds(recipe_from_dict(TINY), data, tmp_path / "runs", **how)
