@@ -22,7 +22,7 @@ def test_the_fingerprint_of_an_encoder_without_a_projector_stays_what_it_was():
 
 
 def test_every_part_of_a_projector_is_in_the_fingerprint():
-    changes = {"hidden_dim": 65, "output_dim": 33, "num_layers": 3, "ordered": False, "keep": 9}
+    changes = {"hidden_dim": 65, "output_dim": 33, "num_layers": 3, "norm": False, "ordered": False, "keep": 9}
     assert changes.keys() == {field.name for field in fields(ProjectorSpec)}
     projectors = [None, PROJECTOR, *(replace(PROJECTOR, **{name: value}) for name, value in changes.items())]
     assert len({fingerprint(replace(ENCODER, projector=projector)) for projector in projectors}) == len(projectors)

@@ -138,6 +138,7 @@ def test_an_encoder_in_training_comes_back_as_it_was(run):
             pixels=rng.integers(0, 256, (size, 28, 28, 1), dtype=np.uint8),
             labels=np.arange(size) % 2,
             class_names=("a", "b"),
+            keys=tuple(map(str, range(size))),
             sha256="",
             failures=(),
         )

@@ -20,6 +20,10 @@ class Drawing(torch.nn.Module):
         return features + 0 * torch.rand(1)
 
 
+def names(number):
+    return tuple(f"{index}.png" for index in range(number))
+
+
 @pytest.fixture
 def images():
     rng = np.random.default_rng(0)
@@ -27,7 +31,9 @@ def images():
     labels = np.arange(205) % 4
     noise = rng.integers(-40, 40, (205, 32, 32, 3))
     pixels = (colours[labels] + noise).clip(0, 255).astype(np.uint8)
-    return ImageSet(pixels=pixels, labels=labels, class_names=("a", "b", "c", "d"), sha256="", failures=())
+    return ImageSet(
+        pixels=pixels, labels=labels, class_names=("a", "b", "c", "d"), keys=names(205), sha256="", failures=()
+    )
 
 
 @pytest.fixture
@@ -82,7 +88,12 @@ def test_autocast_does_not_reach_it(encoder, images):
 
 def test_without_labels_there_is_copy_recall_alone_on_at_most_a_thousand(encoder, images):
     unlabelled = ImageSet(
-        pixels=np.tile(images.pixels[:, :8, :8], (20, 1, 1, 1)), labels=None, class_names=(), sha256="", failures=()
+        pixels=np.tile(images.pixels[:, :8, :8], (20, 1, 1, 1)),
+        labels=None,
+        class_names=(),
+        keys=names(4_100),
+        sha256="",
+        failures=(),
     )
     sizes = []
     hook = encoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))

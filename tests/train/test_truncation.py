@@ -44,7 +44,7 @@ def test_the_rows_stand_beside_the_usual_ones_and_are_scored_alike(ordered_run, 
     assert list(scores) == ["raw pixels", "PCA", "untrained", "trained", "first 4 projections", "first 16 projections"]
     assert all(row["linear"] is not None and row["copy_recall"] for row in scores.values())
     encoder, split = load_projector_encoder(run, dim=4), open_data(labelled)
-    train, test = (load_images(files, split, encoder.preprocess, Progress()) for files in (split.train, split.test))
+    train, test = (load_images(part, encoder.preprocess, Progress()) for part in (split.labelled, split.test))
     expected = knn_accuracy(encoder.embed(train.pixels), train.labels, encoder.embed(test.pixels), test.labels)
     assert scores["first 4 projections"]["knn"] == {str(k): value for k, value in expected.items()}
     plain = evaluate(run, labelled).to_dict()["scores"]

@@ -19,21 +19,22 @@ _CURVES = {
         "How many directions the outputs spread over (RankMe), on training images without augmentation. It may settle"
         " below its start; a fall towards 1 is a collapse.",
     ),
-    "deviation": (
-        "Deviation",
-        "How much the normalised outputs differ from image to image. Near 0, all images look alike to the encoder.",
+    "spread": (
+        "Spread",
+        "How much the normalised outputs differ from image to image, 1 being all directions alike. Near 0, all images"
+        " look alike to the encoder.",
     ),
     "alignment": (
         "Alignment",
-        "How far apart the two views of an image lie. Should be low, but a collapse is lowest of all.",
+        "How far an image's projection lies from that of a view of it. Should be low, but a collapse is lowest of all.",
     ),
     "uniformity": (
         "Uniformity",
-        "How unevenly the outputs cover the sphere. Should fall; 0 is a collapse to one point.",
+        "How unevenly projections cover the sphere. Should fall; 0 is a collapse to one point.",
     ),
     "second_moment_lag": (
         "Lag of the second moment",
-        "How far the moving average Λ is from its present value, relatively. Should stay below 0.2.",
+        "How far the moving average Λ is from its present value, relatively. Should fall below 0.2 and stay there.",
     ),
     "knn": ("kNN while training, %", "On training images, some against the others. Should rise, then level off."),
     "copy_recall": (
