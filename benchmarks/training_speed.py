@@ -41,7 +41,7 @@ def median_s(work, repeats: int) -> float:
     return statistics.median(times)
 
 
-def torchvision_pipeline(pixels):
+def torchvision_pipeline(pixels, batch_size: int):
     """A DataLoader that draws two views of each image with torchvision, as examples do; no workers, like ours."""
     import torch
     from PIL import Image
@@ -65,7 +65,7 @@ def torchvision_pipeline(pixels):
         def __getitem__(self, index):
             return transform(pictures[index]), transform(pictures[index])
 
-    return torch.utils.data.DataLoader(Pairs(), batch_size=BATCH)
+    return torch.utils.data.DataLoader(Pairs(), batch_size=batch_size)
 
 
 def views_alone() -> dict[str, float]:
@@ -77,7 +77,7 @@ def views_alone() -> dict[str, float]:
     pixels = images(512)
     generator = torch.Generator().manual_seed(0)
     ours = median_s(lambda: [two_views(batch, ViewConfig(), generator) for batch in pixels.split(BATCH)], 5)
-    peer = median_s(lambda: [None for _ in torchvision_pipeline(pixels)], 3)
+    peer = median_s(lambda: [None for _ in torchvision_pipeline(pixels, BATCH)], 3)
     return {"ours_us": 1e6 * ours / 1024, "torchvision_us": 1e6 * peer / 1024, "ratio": peer / ours}
 
 
@@ -161,7 +161,7 @@ def peer_loop(backbone: str, size: int, channels: int, batch_size: int) -> float
     from mio_export.train.module import project
 
     module, optimizer = module_for("simclr", backbone, size, channels)
-    loss, loader = NTXentLoss(0.2), torchvision_pipeline(images(4 * batch_size, size, channels))
+    loss, loader = NTXentLoss(0.2), torchvision_pipeline(images(4 * batch_size, size, channels), batch_size)
     times, start = [], time.perf_counter()
     import torch
 
