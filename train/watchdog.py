@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mio_export.metrics import effective_rank
+from mio_export.models import Encoder
 from mio_export.preprocess import Pixels
 from mio_export.train.module import SelfSupervised, project
 from mio_export.train.objectives.minc import MINCLoss
@@ -110,9 +111,10 @@ class Watchdog:
         views = two_views(images, module.recipe.views, generator, size=module.view_size)
         clean = _resized(clean, views[0])
         encoder, head = module.online["encoder"], module.online["head"]
+        assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
         with _undisturbed(module.online), torch.no_grad():
             module.online.eval()
-            features = encoder.embed_pixels(clean).float()  # type: ignore[operator]
+            features = encoder.embed_pixels(clean).float()
             projections = head(features).float()
             viewed = project(module.online, views[0]).float()
         return Health(
