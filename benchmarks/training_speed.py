@@ -209,8 +209,8 @@ def slope(values: dict[int, float]) -> float:
 
 def plot(minc: dict[int, float], mio: dict[int, float]) -> str:
     """Both curves as a page."""
-    from mio_export.train.run_report.chart import Line, line_chart
-    from mio_export.train.run_report.page import figure, html_page, section
+    from mio_export.chart import Line, line_chart
+    from mio_export.page import figure, html_page, section
 
     curves = {
         "MINC, ms for a forward and backward pass (D = 512)": [(n, 1e3 * s) for n, s in minc.items()],

@@ -26,13 +26,31 @@ def run(
         ),
     ] = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", "-f", help="onnx or torchscript, repeatable.  [default: onnx]")
+        list[str] | None,
+        typer.Option(
+            "--format",
+            "-f",
+            help="onnx, openvino, tensorrt, tensorrt-rtx, pt2 or torchscript (legacy); repeatable.  [default: onnx]",
+        ),
     ] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32.  [default: fp32]")] = None,
+    precisions: Annotated[
+        list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8; repeatable.  [default: fp32]")
+    ] = None,
+    capabilities: Annotated[
+        list[str] | None,
+        typer.Option("--capability", metavar="X.Y", help="GPUs to build engines for, such as 8.9; repeatable."),
+    ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of real images to prove on.  [default: built-in ones]")
+        Path | None,
+        typer.Option(
+            help="Folder of real images to prove on; int8 is calibrated on others of them.  [default: built-in ones]"
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Number of images to take from it.")] = 256,
+    limit: Annotated[int, typer.Option(help="Number of images to prove on.")] = 256,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A tighter bound of parity, such as recall@10=0.98; repeatable."),
+    ] = None,
     max_batch: Annotated[int, typer.Option(help="Largest batch that the artifacts will be given.")] = 64,
     normalize: Annotated[bool, typer.Option("--normalize", help="L2-normalise embeddings, in the graph.")] = False,
     head: Annotated[str, typer.Option(help="backbone, or projector: embed as the run's projections.")] = "backbone",
@@ -46,13 +64,19 @@ def run(
 ) -> None:
     """Export an encoder, with proof, into a bundle.
 
-    Every artifact is compared with the encoder on real images before it enters; a refused one is kept as *.rejected.
+    Every artifact is compared with the encoder in float64 on real images before it enters; if one is refused, no bundle
+    appears and all is kept in NAME.mio.rejected. What cannot run here enters as unproven.
 
     Example:  mio export run -o encoder.mio -f onnx -f torchscript --images photos
+
+    Example:  mio export run -o encoder.mio -f openvino --precision fp32 --precision bf16 --images photos
+
+    Example:  mio export run -o encoder.mio -f tensorrt-rtx --capability 8.9 --precision fp16 --images photos
 
     Example:  mio export --backbone resnet50 --weights resnet50.safetensors -o resnet50.mio --images photos
     """
     from mio_export.exporting import export
+    from mio_export.files import cache_folder
     from mio_export.progress import stderr_progress
 
     result = export(
@@ -60,12 +84,15 @@ def run(
         out,
         formats=formats or ["onnx"],
         precisions=precisions or ["fp32"],
+        capabilities=capabilities or [],
         images=images,
         limit=limit,
         max_batch=max_batch,
+        require=_requirements(require or []),
         normalize=normalize,
         head=head,
         dim=dim,
+        cache=cache_folder(),
         progress=stderr_progress(),
     )
     if as_json:
@@ -73,7 +100,19 @@ def run(
         return
     print_parity(result.reports)
     manifest = result.bundle.manifest
-    typer.echo(f"\n{out}: {manifest.encoder.embedding_dim} dimensions, space {manifest.space[:12]}…")
+    typer.echo(f"\n{out}/report.html shows the images on which each artifact errs most")
+    typer.echo(f"{out}: {manifest.encoder.embedding_dim} dimensions, space {manifest.space[:12]}…")
+
+
+def _requirements(texts: list[str]) -> dict[str, float]:
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--require takes NAME=NUMBER, such as recall@10=0.98; got {text!r}") from None
+    return found
 
 
 def _source(

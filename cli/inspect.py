@@ -9,10 +9,10 @@ from mio_export.cli.output import Json, print_json, print_pairs
 
 
 def run(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A bundle or an embedding store.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A bundle, an artifact of one, or an embedding store.")],
     as_json: Json = False,
 ) -> None:
-    """Say what a bundle or a store holds.
+    """Say what a bundle, an artifact or a store holds.
 
     Example:  mio inspect encoder.mio
     """

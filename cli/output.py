@@ -2,10 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mio_export.schema import finite
 
 if TYPE_CHECKING:
     from mio_export.parity import ParityReport
@@ -16,7 +18,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 def print_json(values: Any) -> None:
     """Print one JSON document; NaN and infinity, which JSON lacks, become null."""
-    typer.echo(json.dumps(_finite(values), indent=2, default=str))
+    typer.echo(json.dumps(finite(values), indent=2, default=str))
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
@@ -104,36 +106,29 @@ def print_seeds(summary: "SeedSummary") -> None:
 
 
 def print_parity(reports: Iterable["ParityReport"]) -> None:
-    """Print what every artifact was proved to be, its worst batch size counting."""
-    header = ["artifact", "runtime", "batches", "min cosine", "max rel error", "top-1", "recall@10", "verdict"]
+    """Print what every artifact was proved to be, its worst batch size and device counting."""
+    header = ["artifact", "runtime", "precision", "batches", "min cosine", "rms error", "allowed", "top-1", "recall@10"]
     rows = []
     for report in reports:
-        worst = report.comparisons
+        found = report.comparisons
+        allowed = report.budget.max_rms_error
         rows.append(
             [
                 report.artifact,
-                f"{report.runtime} {report.device}",
-                ",".join(str(comparison.batch_size) for comparison in worst) or "none",
-                f"{min((c.min_cosine for c in worst), default=math.nan):.7f}",
-                f"{max((c.max_relative_error for c in worst), default=math.nan):.1e}",
-                f"{min((c.top1_agreement for c in worst), default=math.nan):.1%}",
-                f"{min((c.recall_at_10_agreement for c in worst), default=math.nan):.1%}",
-                "proved" if report.passed else "REFUSED",
+                f"{report.runtime} {'+'.join(report.devices)}".strip(),
+                report.precision,
+                ",".join(dict.fromkeys(str(c.batch_size) for c in found)) or "none",
+                f"{min((c.min_cosine for c in found), default=math.nan):.7f}",
+                f"{max((c.rms_relative_error for c in found), default=math.nan):.1e}",
+                "" if allowed is None else f"{allowed:.1e}",
+                f"{min((c.top1_agreement for c in found), default=math.nan):.1%}",
+                f"{min((c.recall_at_10_agreement for c in found), default=math.nan):.1%}",
+                report.verdict if report.verdict != "refused" else "REFUSED",
             ]
         )
-    print_table("parity with the encoder", header, rows)
+    print_table("parity with the encoder in float64", [*header, "verdict"], rows)
 
 
 def _mean(mean: float, deviation: float, *, varies: bool) -> str:
     around = f" ± {100 * deviation:.1f}" if varies and math.isfinite(deviation) else ""
     return f"{100 * mean:.1f}{around} %"
-
-
-def _finite(values: Any) -> Any:
-    if isinstance(values, Mapping):
-        return {str(key): _finite(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_finite(value) for value in values]
-    if isinstance(values, float) and not math.isfinite(values):
-        return None
-    return values

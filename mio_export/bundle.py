@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mio_export.errors import UsageError
+from mio_export.errors import GateError, UsageError
 from mio_export.files import sha256_file, write_text
 from mio_export.preprocess import Preprocess
 from mio_export.schema import parse_json
@@ -17,8 +17,9 @@ MANIFEST = "manifest.json"
 WEIGHTS = "encoder.safetensors"
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
-Format = Literal["onnx", "torchscript"]
-Precision = Literal["fp32"]
+Format = Literal["onnx", "torchscript", "pt2", "openvino", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Verdict = Literal["proved", "unproven", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,10 @@ class Proof:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    verdict: Literal["proved", "unproven"]
+    verdict: Verdict
+    """``unproven``: built where it cannot run; ``mio verify --images`` on the right machine settles it."""
+    devices: tuple[str, ...]
+    """Where it was run: ``cpu``, ``cuda``, ``tensorrt`` (ONNX Runtime's provider); empty if it could not be."""
     report: str
     """Path of the parity report, relative to the bundle."""
     report_sha256: str
@@ -106,7 +110,7 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One exported file of a bundle."""
+    """One exported file, and how it is to be run. Rows may share a file: OpenVINO reads the ONNX one."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -114,9 +118,19 @@ class Artifact:
     format: Format
     precision: Precision
     sha256: str
+    companions: Mapping[str, str] = field(default_factory=dict)
+    """Files that it needs beside it (external weights, an engine's sidecar) and their sha256."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What its runtime was told when it was proved, and is told whenever it is opened."""
     parity: Proof
+    capability: str | None = None
+    """CUDA compute capability that an engine is built for, such as 8.9; None for other formats."""
     opset: int | None = None
-    """ONNX opset; None for other formats."""
+    """ONNX opset; None where there is no ONNX graph."""
+    exporter: Literal["dynamo", "torchscript"] | None = None
+    """PyTorch's exporter that captured the ONNX graph; ``torchscript`` is the fallback."""
+    notes: tuple[str, ...] = ()
+    """What was done to it that a person should know, a line each."""
     tools: Mapping[str, str]
     """Versions of the libraries that wrote it."""
 
@@ -136,15 +150,27 @@ class Manifest:
     """Fingerprint of the embedding space; see ``space_fingerprint``."""
     max_batch: int
     """Largest batch that the artifacts were proved at."""
+    requirements: Mapping[str, float] = field(default_factory=dict)
+    """What was asked of parity beyond each precision's budget; see ``mio export --require``."""
     training: Training | None = None
     """None for an encoder that was trained elsewhere."""
     metrics: Mapping[str, Any] | None = None
     """Evaluation of the encoder, if there was one."""
     artifacts: tuple[Artifact, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Other files that verdicts rest on, and their sha256."""
+    digest: str = field(default="", compare=False)
+    """sha256 of everything else here; whoever changes the manifest by hand breaks it."""
 
     def to_json(self) -> str:
-        """Return the manifest's text."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """Return the manifest's text, with its digest."""
+        values = json.loads(json.dumps(asdict(self)))
+        return json.dumps({**values, "digest": _digest(values)}, indent=2) + "\n"
+
+    def common_json(self) -> str:
+        """Return what every artifact says of itself, whatever its format: JSON text without names and verdicts."""
+        names = ("schema_version", "encoder", "preprocess", "weights_sha256", "space", "max_batch", "training")
+        return json.dumps({name: value for name, value in asdict(self).items() if name in names}, sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,16 +180,17 @@ class Bundle:
     path: Path
     manifest: Manifest
 
-    def artifact(self, format: Format, precision: Precision) -> Artifact:
-        """Return the artifact of a format and a precision.
+    def artifact(self, format: Format, precision: Precision, *, capability: str | None = None) -> Artifact:
+        """Return the artifact of a format and a precision, and for engines of a compute capability.
 
         Raises:
             UsageError: the bundle has none.
         """
+        wanted = (format, precision, capability)
         for artifact in self.manifest.artifacts:
-            if (artifact.format, artifact.precision) == (format, precision):
+            if (artifact.format, artifact.precision, artifact.capability) == wanted:
                 return artifact
-        held = ", ".join(f"{artifact.format} {artifact.precision}" for artifact in self.manifest.artifacts) or "none"
+        held = ", ".join(dict.fromkeys(f"{a.format} {a.precision}" for a in self.manifest.artifacts)) or "none"
         raise UsageError(f"{self.path} holds no {format} {precision} artifact; it holds: {held}")
 
 
@@ -177,6 +204,11 @@ def space_fingerprint(*, weights_sha256: str, encoder: EncoderSpec, preprocess: 
         del described["projector"]  # the key is younger than the fingerprints of encoders without it
     parts = {"weights": weights_sha256, "encoder": described, "preprocess": preprocess.to_dict()}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    values = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -195,6 +227,8 @@ def load_bundle(path: str | Path) -> Bundle:
     except NotADirectoryError:
         raise UsageError(f"{path} is a file; a bundle is a folder NAME.mio") from None
     manifest = parse_json(text, Manifest, where=path / MANIFEST, newest=SCHEMA_VERSION)
+    if manifest.digest != _digest(json.loads(text)):
+        raise GateError(f"{path / MANIFEST} is damaged: it was changed after it was written (its digest does not fit)")
     return Bundle(path=path, manifest=manifest)
 
 
@@ -206,9 +240,10 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
 def broken_files(bundle: Bundle) -> list[str]:
     """Check every hash of a bundle; return one line for each file that is missing or is not what it was."""
     manifest = bundle.manifest
-    expected = {WEIGHTS: manifest.weights_sha256}
+    expected = {WEIGHTS: manifest.weights_sha256, **manifest.files}
     for artifact in manifest.artifacts:
-        expected |= {artifact.file: artifact.sha256, artifact.parity.report: artifact.parity.report_sha256}
+        expected |= {artifact.file: artifact.sha256, **artifact.companions}
+        expected[artifact.parity.report] = artifact.parity.report_sha256
     problems = []
     for name, sha256 in expected.items():
         file = bundle.path / name
@@ -237,6 +272,7 @@ __all__ = [
     "Proof",
     "Training",
     "TrainingData",
+    "Verdict",
     "broken_files",
     "load_bundle",
     "save_manifest",

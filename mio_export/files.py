@@ -20,6 +20,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_folder() -> Path:
+    """Return where results that can be computed again may be kept between runs; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mio-export"
+
+
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what is written there is synced and renamed, or removed on an error."""
@@ -106,4 +111,4 @@ def _exchange(first: Path, second: Path) -> bool:
     return bool(rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
 
 
-__all__ = ["sha256_file", "staged_file", "staged_folder", "sync", "write_text"]
+__all__ = ["cache_folder", "sha256_file", "staged_file", "staged_folder", "sync", "write_text"]

@@ -102,6 +102,23 @@ def knn_accuracy(
     return {k: float((classes == test_labels).mean()) for k, classes in predictions.items()}
 
 
+def leave_one_out_accuracy(rows: Matrix, labels: Labels, *, k: int = HEADLINE_K) -> float:
+    """Return the accuracy of a cosine kNN that names each row by its k nearest other rows, all votes equal.
+
+    Args:
+        rows: shape (N, D), N ≥ 2.
+        labels: shape (N,).
+        k: number of neighbours, clamped to N - 1.
+    """
+    indices, _ = nearest(rows, rows, k + 1)
+    own = np.arange(len(rows))[:, None]
+    # of equal rows, the row itself need not come first; if it is not among the nearest, the last one goes
+    others = np.where((indices == own).any(axis=1, keepdims=True), indices == own, np.arange(indices.shape[1]) == k)
+    neighbors = labels[indices[~others].reshape(len(rows), -1)]
+    votes = (neighbors[:, :, None] == np.unique(labels)).sum(axis=1)
+    return float((np.unique(labels)[votes.argmax(axis=1)] == labels).mean())
+
+
 def retrieval_recall(queries: Matrix, bank: Matrix, *, ks: tuple[int, ...] = (1, 10)) -> dict[int, float]:
     """Return the share of queries i whose k nearest rows of ``bank`` hold row i, for each k."""
     indices, _ = nearest(queries, bank, max(ks))
@@ -218,6 +235,7 @@ __all__ = [
     "knn_accuracy",
     "knn_predictions",
     "l2_normalized",
+    "leave_one_out_accuracy",
     "nearest",
     "neighbor_agreement",
     "paired_bootstrap",

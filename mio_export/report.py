@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mio_export.bundle import MANIFEST, Artifact, Bundle, ProjectorSpec, Training, load_bundle
+from mio_export.bundle import MANIFEST, Artifact, Bundle, EncoderSpec, ProjectorSpec, Training, load_bundle
 from mio_export.errors import UsageError
 from mio_export.metrics import HEADLINE_K
-from mio_export.preprocess import Preprocess
+from mio_export.preprocess import Preprocess, preprocess_from_dict
+from mio_export.provenance import read_provenance
+from mio_export.schema import validated
 from mio_export.store import FAILED, OK, STORE, Row, StoreInfo, read_info, read_rows
 
 
@@ -19,7 +21,7 @@ class Description:
     """What ``mio inspect`` says."""
 
     kind: str
-    """``bundle`` or ``store``."""
+    """``bundle``, ``artifact`` or ``store``."""
     lines: tuple[tuple[str, str], ...]
     """A name and what there is to say, in order."""
     values: dict[str, Any]
@@ -27,15 +29,17 @@ class Description:
 
 
 def describe(path: str | Path) -> Description:
-    """Describe a bundle or an embedding store.
+    """Describe a bundle, a single artifact of one, or an embedding store.
 
     Raises:
-        UsageError: the path is neither.
+        UsageError: the path is none of these.
         GateError: its description is damaged.
     """
     path = Path(path)
     if (path / MANIFEST).is_file():
         return _describe_bundle(load_bundle(path))
+    if path.is_file():
+        return _describe_artifact(read_provenance(path))
     info = read_info(path)
     if info is None:
         raise UsageError(f"{path} is neither a bundle (no {MANIFEST}) nor an embedding store (no {STORE})")
@@ -44,23 +48,39 @@ def describe(path: str | Path) -> Description:
 
 def _describe_bundle(bundle: Bundle) -> Description:
     manifest = bundle.manifest
-    preprocess, encoder = manifest.preprocess, manifest.encoder
-    size, channels = preprocess.image_size, preprocess.channels
     lines = [
         ("bundle", f"{manifest.name}, schema version {manifest.schema_version}"),
-        ("encoder", f"{encoder.backbone}, {encoder.stem} stem"),
-        ("embedding", _embedding(encoder.projector)),
-        ("takes", f"uint8 images (N, {size}, {size}, {channels}), N from 1 to {manifest.max_batch}"),
-        ("gives", f"float32 (N, {encoder.embedding_dim}), {_norm(encoder.normalize)}"),
-        ("decoding", _decoding(preprocess)),
-        ("graph", f"mean {_numbers(preprocess.mean)} and std {_numbers(preprocess.std)} are applied inside"),
-        ("space", manifest.space),
-        ("trained", _trained(manifest.training)),
+        *_contract(manifest.encoder, manifest.preprocess, manifest.max_batch, manifest.space, manifest.training),
     ]
     if manifest.metrics:
         lines.append(("measured", _measured(manifest.metrics["scores"]["trained"])))
     lines += [("artifact", _artifact(bundle, artifact)) for artifact in manifest.artifacts]
     return Description(kind="bundle", lines=tuple(lines), values=json.loads(manifest.to_json()))
+
+
+def _describe_artifact(values: dict[str, Any]) -> Description:
+    """Describe what an artifact says of itself; it says the same in every format."""
+    encoder = validated(values["encoder"], EncoderSpec)
+    preprocess = preprocess_from_dict(values["preprocess"])
+    training = validated(values["training"], Training) if values["training"] else None
+    lines = _contract(encoder, preprocess, values["max_batch"], values["space"], training)
+    return Description(kind="artifact", lines=tuple(lines), values=values)
+
+
+def _contract(
+    encoder: EncoderSpec, preprocess: Preprocess, max_batch: int, space: str, training: Training | None
+) -> list[tuple[str, str]]:
+    size, channels = preprocess.image_size, preprocess.channels
+    return [
+        ("encoder", f"{encoder.backbone}, {encoder.stem} stem"),
+        ("embedding", _embedding(encoder.projector)),
+        ("takes", f"uint8 images (N, {size}, {size}, {channels}), N from 1 to {max_batch}"),
+        ("gives", f"float32 (N, {encoder.embedding_dim}), {_norm(encoder.normalize)}"),
+        ("decoding", _decoding(preprocess)),
+        ("graph", f"mean {_numbers(preprocess.mean)} and std {_numbers(preprocess.std)} are applied inside"),
+        ("space", space),
+        ("trained", _trained(training)),
+    ]
 
 
 def _embedding(projector: ProjectorSpec | None) -> str:
@@ -86,11 +106,14 @@ def _measured(scores: Mapping[str, Any]) -> str:
 
 
 def _artifact(bundle: Bundle, artifact: Artifact) -> str:
+    """One line, with the worst row if it was proved."""
     report = json.loads((bundle.path / artifact.parity.report).read_text())
-    worst = min((comparison["min_cosine"] for comparison in report["comparisons"]), default=0.0)
+    worst = min((comparison["min_cosine"] for comparison in report["comparisons"]), default=None)
     megabytes = (bundle.path / artifact.file).stat().st_size / 1e6
-    kind = f"{artifact.format} {artifact.precision}" + (f" opset {artifact.opset}" if artifact.opset else "")
-    return f"{artifact.file}: {kind}, {megabytes:.1f} MB, {artifact.parity.verdict} (min cosine {worst:.7f})"
+    kind = f"{artifact.format} {artifact.precision}" + (f" for {artifact.capability}" if artifact.capability else "")
+    kind += f" opset {artifact.opset}" if artifact.opset else ""
+    proof = f" (min cosine {worst:.7f})" if worst is not None else ""
+    return f"{artifact.file}: {kind}, {megabytes:.1f} MB, {artifact.parity.verdict}{proof}"
 
 
 def _trained(training: Training | None) -> str:

@@ -1,6 +1,8 @@
 """Values from outside (JSON files, settings): one strict validator, one version check, the same errors for all."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,4 +68,15 @@ def parse_json(text: bytes, model: type[T], *, where: Path, newest: int) -> T:
         raise GateError(f"{where} is damaged: {error}") from None
 
 
-__all__ = ["InvalidValueError", "parse_json", "validated"]
+def finite(values: Any) -> Any:
+    """Return JSON-ready values with NaN and infinity, which JSON lacks, as null."""
+    if isinstance(values, Mapping):
+        return {str(key): finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [finite(value) for value in values]
+    if isinstance(values, float) and not math.isfinite(values):
+        return None
+    return values
+
+
+__all__ = ["InvalidValueError", "finite", "parse_json", "validated"]

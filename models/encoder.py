@@ -49,7 +49,8 @@ class Encoder(nn.Module):
         Returns:
             Embeddings, float32, shape (N, D).
         """
-        return self.embed_pixels(images.permute(0, 3, 1, 2).to(self.mean.dtype))
+        # cast first: TensorRT transposes no uint8
+        return self.embed_pixels(images.to(self.mean.dtype).permute(0, 3, 1, 2))
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Embed float pixels in [0, 255], shape (N, C, H, W); shape (N, D)."""

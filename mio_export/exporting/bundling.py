@@ -5,48 +5,34 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+from typing import Any
 
 from mio_export.bundle import (
     MANIFEST,
     WEIGHTS,
-    Artifact,
     Bundle,
-    Format,
     Manifest,
-    Precision,
-    Proof,
     Training,
     load_bundle,
     save_manifest,
     space_fingerprint,
 )
 from mio_export.errors import GateError, MioError, UsageError
-from mio_export.exporting.onnx import OPSET, onnx_from_encoder
-from mio_export.exporting.torchscript import torchscript_from_encoder
-from mio_export.files import sha256_file, staged_folder, write_text
+from mio_export.exporting.graphs import Graphs
+from mio_export.exporting.page import PAGE, Proved, write_page
+from mio_export.exporting.request import Order, orders
+from mio_export.exporting.writer import Writer
+from mio_export.files import sha256_file, staged_folder
 from mio_export.models import Encoder, load_encoder, load_projector_encoder
 from mio_export.models.checkpoint import EVALUATION, load_description, save_weights
+from mio_export.parity.budget import check_requirements
+from mio_export.parity.golden import GOLDEN, save_golden
 from mio_export.parity.images import parity_images
-from mio_export.parity.prove import Reference, prove
+from mio_export.parity.prove import devices_for, prove, write_report
+from mio_export.parity.reference import Reference
 from mio_export.parity.report import ParityReport
 from mio_export.progress import Progress
-
-
-class Writer(Protocol):
-    """Writes one format and returns the versions of the libraries that did it."""
-
-    def __call__(self, encoder: Encoder, path: Path, *, max_batch: int, provenance: str) -> dict[str, str]:
-        """Write ``path``."""
-
-
-WRITERS: dict[Format, tuple[str, Writer]] = {
-    "onnx": ("encoder.onnx", onnx_from_encoder),
-    "torchscript": ("encoder.torchscript", torchscript_from_encoder),
-}
-"""File name and writer of each format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,66 +49,87 @@ def export(
     *,
     formats: Sequence[str] = ("onnx",),
     precisions: Sequence[str] = ("fp32",),
+    capabilities: Sequence[str] = (),
     images: Path | None = None,
     limit: int = 256,
     max_batch: int = 64,
+    require: Mapping[str, float] | None = None,
     normalize: bool = False,
     head: str = "backbone",
     dim: int | None = None,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Export an encoder into a bundle, proving every artifact on real images first.
 
     A bundle appears whole or not at all; one that lies at ``out`` is replaced only by a bundle that passed. If an
     artifact is refused, everything is kept in ``out`` + ``.rejected`` for inspection, the artifact renamed likewise.
+    One that cannot run on this machine enters as ``unproven``, and ``verify`` on the right machine settles it.
 
     Args:
         source: a training run (its recipe and evaluation come along), or an encoder.
         out: the bundle's folder, ``NAME.mio``.
-        formats: ``onnx``, ``torchscript``.
-        precisions: ``fp32``.
-        images: a folder of real images to prove on; None takes the embedded sample (and, in colour, two photographs).
-        limit: number of images to take from the folder.
+        formats: ``onnx``, ``torchscript``, ``pt2``, ``openvino``, ``tensorrt``, ``tensorrt-rtx``; the last three bring
+            the ONNX graphs that they are made from.
+        precisions: ``fp32``, ``fp16``, ``bf16``, ``int8``.
+        capabilities: CUDA compute capabilities to build engines for, such as 8.9; none: that of this machine's GPU.
+        images: a folder of real images to prove on, and for int8 to calibrate on (others); None takes the embedded
+            sample.
+        limit: number of images to prove on.
         max_batch: largest batch that the artifacts will be given.
+        require: bounds tighter than the budget of each precision, by their names: ``{"recall@10": 0.98}``.
         normalize: divide embeddings by their L2 norm, in the graph.
         head: ``backbone``, or ``projector``: embeddings are the projections of the run's head.
         dim: K, keep the first K projections; for a run that ordered them (MINC with ``loss.ordered=true``). That they
             are the leading eigenfunctions is a statement about ``loss.norm=none``; otherwise measure what they are
             worth.
+        cache: folder of calibration results; None: none is kept.
         progress: is told what is being done.
 
     Raises:
-        UsageError: a format, precision, batch or path is not allowed, or there is no image to prove on.
+        UsageError: a format, precision, batch or path is not allowed, or there are no images to prove or calibrate on.
+        MissingBackendError: what builds a format is not installed.
         GateError: an artifact does not give the encoder's embeddings.
         MioError: the encoder cannot be captured.
     """
     out = Path(out)
-    _check(out, formats, precisions, max_batch)
+    require = dict(require or {})
+    check_requirements(require)
+    asked = orders(formats, precisions, capabilities)
+    if max_batch < 1:
+        raise UsageError(f"max_batch must be 1 or more, got {max_batch}")
+    if out.exists():
+        _check_replaceable(out)
     progress = progress or Progress()
     _check_head(source, head, dim)
     encoder, training, metrics = _opened(source, head, dim, progress)
     encoder.spec = replace(encoder.spec, normalize=normalize or encoder.spec.normalize)
-    rejected = out.with_name(f"{out.name}.rejected")
-    chosen = parity_images(encoder.preprocess, images, limit=limit)
+    for_int8 = any(order.precision == "int8" for order in asked)
+    chosen, calibration = parity_images(encoder.preprocess, images, limit=limit, for_int8=for_int8)
     with staged_folder(out) as folder:
         weights_sha256 = save_weights(folder / WEIGHTS, encoder)
-        progress.line(f"embedding {chosen.description} with the encoder itself")
+        progress.line(f"embedding {chosen.description} with the encoder itself, in float64")
         reference = Reference.of(encoder, chosen, weights_sha256=weights_sha256)
-        _check_shape(encoder, reference)
+        _check_reference(encoder, reference)
+        (folder / "parity").mkdir()
+        save_golden(folder / GOLDEN, reference.golden, reference.golden_embeddings)
         manifest = _manifest(out, encoder, weights_sha256, max_batch, training, metrics)
-        reports = []
-        for kind in dict.fromkeys(cast(Sequence[Format], formats)):
-            progress.line(f"exporting {kind} and proving it")
-            artifact, report = _export_one(encoder, folder, kind, "fp32", manifest, reference)
-            manifest = replace(manifest, artifacts=(*manifest.artifacts, artifact))
-            reports.append(report)
-        refusals = [report for report in reports if not report.passed]
+        manifest = replace(manifest, requirements=require, files={GOLDEN: sha256_file(folder / GOLDEN)})
+        graphs = Graphs(
+            encoder, reference, max_batch=max_batch, calibration=calibration, cache=cache, progress=progress
+        )
+        writer = Writer(folder=folder, encoder=encoder, graphs=graphs, manifest=manifest)
+        proofs = [_proved(order, writer, reference, progress) for order in asked]
+        reports = tuple(proof.outcome.report for proof in proofs)
+        refusals = [report for report in reports if report.verdict == "refused"]
         if refusals:
-            _keep_rejected(folder, rejected, refusals)
-            raise GateError(_refusal_message(refusals, rejected))
+            _keep_rejected(folder, out.with_name(f"{out.name}.rejected"), refusals)
+            raise GateError(_refusal_message(refusals, out.with_name(f"{out.name}.rejected")))
+        manifest = replace(manifest, artifacts=tuple(proof.artifact for proof in proofs))
         save_manifest(folder, manifest)
-    shutil.rmtree(rejected, ignore_errors=True)
-    return ExportResult(bundle=Bundle(path=out, manifest=manifest), reports=tuple(reports))
+        write_page(folder, manifest, proofs, reference)
+    shutil.rmtree(out.with_name(f"{out.name}.rejected"), ignore_errors=True)
+    return ExportResult(bundle=Bundle(path=out, manifest=manifest), reports=reports)
 
 
 def _opened(
@@ -158,39 +165,28 @@ def _check_head(source: Encoder | str | Path, head: str, dim: int | None) -> Non
         raise UsageError("head projector is that of a training run; an encoder that was brought along has none")
 
 
-def _check(out: Path, formats: Sequence[str], precisions: Sequence[str], max_batch: int) -> None:
-    for kind, values, allowed in (
-        ("format", formats, get_args(Format)),
-        ("precision", precisions, get_args(Precision)),
-    ):
-        unknown = [value for value in values if value not in allowed]
-        if unknown or not values:
-            raise UsageError(f"{kind} must be one of {', '.join(allowed)}; got {', '.join(unknown) or 'none'}")
-    if max_batch < 1:
-        raise UsageError(f"max_batch must be 1 or more, got {max_batch}")
-    if out.exists():
-        _check_replaceable(out)
-
-
 def _check_replaceable(out: Path) -> None:
     """Refuse to replace anything but a bundle, or a bundle in which somebody keeps other things."""
     try:
         held = load_bundle(out).manifest
     except MioError:
         raise UsageError(f"{out} exists and is not a bundle; choose another -o") from None
-    ours = {MANIFEST, WEIGHTS, "parity", *(artifact.file for artifact in held.artifacts)}
+    files = [name for artifact in held.artifacts for name in (artifact.file, *artifact.companions)]
+    ours = {MANIFEST, WEIGHTS, PAGE, "parity", *files}
     others = sorted(path.name for path in out.iterdir() if path.name not in ours)
     if others:
         raise UsageError(f"{out} also holds {', '.join(others[:3])}, which would be lost; choose another -o")
 
 
-def _check_shape(encoder: Encoder, reference: Reference) -> None:
+def _check_reference(encoder: Encoder, reference: Reference) -> None:
     expected = (len(reference.images.pixels), encoder.spec.embedding_dim)
     if reference.embeddings.shape != expected:
         raise MioError(
             f"{encoder.spec.backbone} gives embeddings of shape {reference.embeddings.shape}, expected {expected};"
             " it cannot be used as a backbone"
         )
+    if reference.problems:
+        raise GateError(f"nothing can be proved: {reference.problems[0]}")
 
 
 def _manifest(
@@ -214,45 +210,25 @@ def _manifest(
     )
 
 
-def _export_one(
-    encoder: Encoder, folder: Path, format: Format, precision: Precision, manifest: Manifest, reference: Reference
-) -> tuple[Artifact, ParityReport]:
+def _proved(order: Order, writer: Writer, reference: Reference, progress: Progress) -> Proved:
     """Write one artifact, prove the very file that was written, and write the report."""
-    name, writer = WRITERS[format]
-    path = folder / name
-    tools = writer(encoder, path, max_batch=manifest.max_batch, provenance=_provenance(manifest))
-    report = prove(path, format=format, precision=precision, reference=reference, max_batch=manifest.max_batch)
-    report_name = f"parity/{format}-{precision}.json"
-    (folder / "parity").mkdir(exist_ok=True)
-    write_text(folder / report_name, json.dumps(report.to_dict(), indent=2) + "\n")
-    proof = Proof(verdict="proved", report=report_name, report_sha256=sha256_file(folder / report_name))
-    artifact = Artifact(
-        file=name,
-        format=format,
-        precision=precision,
-        sha256=report.evidence["artifact_sha256"],
-        parity=proof,
-        opset=OPSET if format == "onnx" else None,
-        tools={"mio-export": version("mio-export"), **tools},
+    progress.line(f"exporting {order.label} and proving it")
+    artifact, stages = writer.write(order)
+    outcome = prove(
+        writer.folder,
+        artifact,
+        manifest=writer.manifest,
+        reference=reference,
+        devices=devices_for(artifact.format),
+        stages=stages,
     )
-    return artifact, report
-
-
-def _provenance(manifest: Manifest) -> str:
-    """What every artifact says of itself: JSON text."""
-    values = {
-        "schema_version": manifest.schema_version,
-        "space": manifest.space,
-        "embedding_dim": manifest.encoder.embedding_dim,
-        "max_batch": manifest.max_batch,
-        "preprocess": manifest.preprocess.to_dict(),
-    }
-    return json.dumps(values, sort_keys=True)
+    proof = write_report(writer.folder, artifact, outcome.report)
+    return Proved(artifact=replace(artifact, parity=proof), outcome=outcome)
 
 
 def _keep_rejected(folder: Path, rejected: Path, refusals: list[ParityReport]) -> None:
-    for report in refusals:
-        (folder / report.artifact).rename(folder / f"{report.artifact}.rejected")
+    for name in {report.artifact for report in refusals}:
+        (folder / name).rename(folder / f"{name}.rejected")
     shutil.rmtree(rejected, ignore_errors=True)
     shutil.copytree(folder, rejected)
 

@@ -83,7 +83,7 @@ def _engine(trt: Any, onnx_file: Path, library: Library, capability: str, profil
     # TensorRT 10 needs the flag; 11 types every network strongly and ignores it
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)  # it owns the network's weights, so it must live until the build
-    if not parser.parse(_graph(onnx_file)):
+    if not parser.parse_from_file(str(onnx_file)):
         raise MioError(f"{NAMES[library]} cannot take {onnx_file}: {_first_error(parser)}")
     plan = builder.build_serialized_network(network, _config(trt, builder, network, library, capability, profile))
     if plan is None:
@@ -109,34 +109,3 @@ def _first_error(parser: Any) -> str:
     error = parser.get_error(0)
     reason = " ".join(error.desc().split())[:300]
     return f"node {error.node_name()} ({error.node_operator()}): {reason}"
-
-
-def _graph(onnx_file: Path) -> bytes:
-    import onnx
-
-    model = onnx.load(onnx_file)
-    _cast_first(model.graph)
-    return bytes(model.SerializeToString())
-
-
-def _cast_first(graph: Any) -> None:
-    """Cast the pixels before they are transposed, which gives the same values: TensorRT transposes no uint8."""
-    inputs = {tensor.name for tensor in graph.input}
-    for node in graph.node:
-        if node.op_type != "Transpose" or node.input[0] not in inputs:
-            continue
-        users = [other for other in graph.node if node.output[0] in other.input]
-        if [user.op_type for user in users] == ["Cast"]:
-            _exchange(node, users[0])
-            for known in [value for value in graph.value_info if value.name == node.output[0]]:
-                graph.value_info.remove(known)  # its type and shape are others now
-
-
-def _exchange(first: Any, second: Any) -> None:
-    """Exchange what two nodes do; what they read and write stays as it is."""
-    kept = type(first)()
-    kept.CopyFrom(first)
-    for node, other in ((first, second), (second, kept)):
-        node.op_type, node.name = other.op_type, other.name
-        del node.attribute[:]
-        node.attribute.extend(other.attribute)

@@ -4,29 +4,30 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mio_export.errors import MissingBackendError
+from mio_export.exporting.traceable import Traceable
 from mio_export.models import Encoder
+from mio_export.provenance import KEY
 
-PROVENANCE_FILE = "mio-export.json"
 _MANGLED = re.compile(rb"___torch_mangle_(\d+)")
 
 
-def torchscript_from_encoder(encoder: Encoder, path: Path, *, max_batch: int, provenance: str) -> dict[str, str]:
+def torchscript_from_encoder(
+    encoder: Encoder, path: Path, *, precision: Literal["fp32", "bf16"], max_batch: int, provenance: str
+) -> None:
     """Write a TorchScript file that takes uint8 (batch, H, W, C) and gives float32 (batch, D), for any batch.
 
     Args:
         encoder: in eval mode, on the CPU.
         path: where to write.
+        precision: what it computes in.
         max_batch: unused: the batch dimension is free.
         provenance: JSON text for the file ``mio-export.json`` in the archive.
-
-    Returns:
-        Versions of the libraries that wrote it.
 
     Raises:
         MissingBackendError: this Python has no TorchScript tracer.
@@ -36,12 +37,11 @@ def torchscript_from_encoder(encoder: Encoder, path: Path, *, max_batch: int, pr
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            traced = torch.jit.freeze(torch.jit.trace(encoder, example, check_trace=False))
-            torch.jit.save(traced, str(path), _extra_files={PROVENANCE_FILE: provenance})
+            traced = torch.jit.freeze(torch.jit.trace(Traceable(encoder, precision), example, check_trace=False))
+            torch.jit.save(traced, str(path), _extra_files={f"{KEY}.json": provenance})
     except NotImplementedError as error:
         raise MissingBackendError(f"TorchScript is not available on this Python; use -f onnx ({error})") from None
     _make_reproducible(path)
-    return {"torch": version("torch")}
 
 
 def _make_reproducible(path: Path) -> None:

@@ -1,22 +1,28 @@
-"""Run an artifact on real images at several batch sizes and hold it to the encoder."""
+"""Run an artifact on real images, at several batch sizes and on every device asked for, and hold it to the encoder."""
 
+import hashlib
+import json
 import platform
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mio_export.bundle import Format, Precision
-from mio_export.errors import GateError
-from mio_export.files import sha256_file
-from mio_export.models import Encoder
-from mio_export.parity.images import ParityImages
-from mio_export.parity.report import BUDGETS, Comparison, Matrix, ParityReport, compare
+from mio_export.bundle import Artifact, Format, Manifest, Proof
+from mio_export.errors import GateError, MissingBackendError
+from mio_export.files import sha256_file, write_text
+from mio_export.parity.budget import Budget
+from mio_export.parity.reference import Reference
+from mio_export.parity.report import Comparison, Matrix, ParityReport, compare, relative_errors
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import BACKENDS, Runtime
-from mio_export.runtimes.devices import resolve_device
-from mio_export.runtimes.registry import open_file
+from mio_export.runtimes.devices import library_has_cuda
+from mio_export.runtimes.registry import backend_of, open_file
+from mio_export.schema import finite
 
 _PACKAGES = (
     "mio-export",
@@ -24,87 +30,174 @@ _PACKAGES = (
     "torchvision",
     "onnx",
     "onnxscript",
+    "onnxslim",
     "onnxruntime-gpu",
     "onnxruntime",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
     "numpy",
     "pillow",
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """The encoder's own embeddings of some images: what every artifact is held to."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What came of running an artifact."""
 
-    images: ParityImages
-    embeddings: Matrix
-    """Eager PyTorch, float32, on the CPU; shape (N, D)."""
-    weights_sha256: str
-
-    @classmethod
-    def of(cls, encoder: Encoder, images: ParityImages, *, weights_sha256: str) -> "Reference":
-        """Embed the images with the encoder itself."""
-        return cls(images=images, embeddings=encoder.embed(images.pixels, batch_size=32), weights_sha256=weights_sha256)
+    report: ParityReport
+    embeddings: Matrix | None
+    """Of the reference's images at the largest batch size, shape (N, D); None if it did not run."""
+    images_per_s: float | None
+    """At the largest batch size, while proving; not part of the proof."""
 
 
 def prove(
-    artifact: Path,
+    folder: Path,
+    artifact: Artifact,
     *,
-    format: Format,
-    precision: Precision,
+    manifest: Manifest,
     reference: Reference,
-    max_batch: int,
-    device: str = "cpu",
-) -> ParityReport:
-    """Compare an artifact with the encoder at every batch size; what it finds is in the report, never raised.
+    devices: Sequence[str] = ("cpu",),
+    stages: Sequence[Mapping[str, Any]] = (),
+) -> Outcome:
+    """Compare an artifact with the encoder; what it finds is in the report, never raised.
 
     Args:
-        artifact: the file, whether or not a bundle holds it yet.
-        format: names the backend that opens it.
-        precision: names the budget.
+        folder: where the artifact's files lie.
+        artifact: what to run, and how; its verdict is not looked at.
+        manifest: the batch range and the requirements.
         reference: what to compare with.
-        max_batch: largest declared batch.
-        device: ``cpu``, ``cuda`` or ``auto``.
-
-    Raises:
-        MissingBackendError: the backend or the device is not there.
+        devices: where to run it; what cannot run anywhere here is ``unproven``.
+        stages: what the export noted of each of its stages.
     """
-    runtime_name = next(name for name, backend in BACKENDS.items() if backend.format == format)
-    device = resolve_device(device, library=BACKENDS[runtime_name].library)
-    shape = (reference.images.pixels.shape[1:], reference.embeddings.shape[1])
-    comparisons: list[Comparison] = []
-    problems: list[str] = []
-    try:
-        with open_file(runtime_name, artifact, image_shape=shape[0], embedding_dim=shape[1], device=device) as runtime:
-            for size in batch_sizes(max_batch):
-                comparison = _compare_at(runtime, size, reference, precision)
-                if isinstance(comparison, Comparison):
-                    comparisons.append(comparison)
-                    problems += [f"batch {size}: {problem}" for problem in comparison.problems]
-                else:
-                    problems.append(comparison)
-    except GateError as error:
-        problems.append(str(error))
-    return ParityReport(
-        artifact=artifact.name,
-        format=format,
-        precision=precision,
-        runtime=runtime_name,
-        device=device,
-        budget=BUDGETS[precision],
-        comparisons=tuple(comparisons),
+    budget = reference.budget(artifact.precision, manifest.requirements)
+    found = _Findings(budget, reference)
+    ran, unproven = [], []
+    for device in devices:
+        try:
+            with _opened(folder, artifact, reference, device) as runtime:
+                found.look(runtime, device, manifest.max_batch)
+            ran.append(device)
+        except MissingBackendError as error:
+            unproven.append(str(error))
+        except GateError as error:
+            found.problems.append(str(error))
+    report = ParityReport(
+        artifact=artifact.file,
+        format=artifact.format,
+        precision=artifact.precision,
+        runtime=backend_of(artifact.format),
+        devices=tuple(ran),
+        options=artifact.options,
+        budget=budget,
+        requirements=manifest.requirements,
+        own_rms_error=reference.own_rms_error,
+        comparisons=tuple(found.comparisons),
+        golden=found.golden,
+        shapes=found.shapes,
+        stages=tuple(stages),
         evidence={
-            "artifact_sha256": sha256_file(artifact),
+            "artifact_sha256": sha256_file(folder / artifact.file),
+            "companions": {name: sha256_file(folder / name) for name in artifact.companions},
             "weights_sha256": reference.weights_sha256,
             "images_sha256": reference.images.sha256,
             "images": reference.images.description,
+            "golden_sha256": reference.golden_sha256,
         },
         versions=versions(),
-        problems=tuple(problems),
+        problems=tuple(_without(folder, problem) for problem in found.problems),
+        unproven=_without(folder, "; ".join(unproven)) if unproven and not ran else None,
     )
+    return Outcome(report=report, embeddings=found.embeddings, images_per_s=found.images_per_s)
+
+
+class _Findings:
+    """What is found of one artifact, device by device."""
+
+    def __init__(self, budget: Budget, reference: Reference) -> None:
+        self.budget = budget
+        self.reference = reference
+        self.comparisons: list[Comparison] = []
+        self.golden: dict[str, float] = {}
+        self.shapes: dict[str, str] = {}
+        self.problems: list[str] = list(reference.problems)
+        self.embeddings: Matrix | None = None
+        self.images_per_s: float | None = None
+
+    def look(self, runtime: Runtime, device: str, max_batch: int) -> None:
+        """Compare at every batch size, then look at the golden images and at shapes beyond the contract."""
+        for size in batch_sizes(max_batch):
+            self._compare(runtime, device, size)
+        self._golden(runtime, max_batch)
+        self._shapes(runtime, max_batch)
+
+    def _compare(self, runtime: Runtime, device: str, batch_size: int) -> None:
+        where = f"batch {batch_size}" + ("" if device == "cpu" else f" on {device}")
+        start = time.perf_counter()
+        try:
+            candidate = embed_in_batches(runtime, self.reference.images.pixels, batch_size)
+        except Exception as error:  # noqa: BLE001 - whatever a backend raises on a declared batch size is a finding
+            text = " ".join(str(error).split())
+            self.problems.append(f"{where}: fails: {type(error).__name__}: {text[:300]}")
+            return
+        self.images_per_s = len(candidate) / (time.perf_counter() - start)
+        comparison = compare(
+            self.reference.embeddings,
+            candidate,
+            budget=self.budget,
+            batch_size=batch_size,
+            device=device,
+            labels=self.reference.images.labels,
+        )
+        self.comparisons.append(comparison)
+        self.problems += [f"{where}: {problem}" for problem in comparison.problems]
+        self.embeddings = candidate if comparison.num_rows else None
+
+    def _golden(self, runtime: Runtime, max_batch: int) -> None:
+        """Hold the golden images to the error budget: colour, so that swapped channels show on grey collections too.
+
+        int8 is calibrated on the user's images and has no error budget; of these others only finite rows are asked.
+        """
+        pixels = np.stack(list(self.reference.golden.values()))
+        try:
+            candidate = embed_in_batches(runtime, pixels, min(len(pixels), max_batch))
+        except Exception:  # noqa: BLE001 - it fails on the other images too, which is said there
+            return
+        if candidate.shape != self.reference.golden_embeddings.shape:
+            return
+        errors = relative_errors(self.reference.golden_embeddings, candidate)
+        for name, error in zip(self.reference.golden, errors, strict=True):
+            self.golden[name] = max(float(error), self.golden.get(name, 0.0))
+            bound = self.budget.max_row_error
+            if not np.isfinite(error) or (bound is not None and error > bound):
+                self.problems.append(f"golden image {name}: relative error {error:.1e}" + _above(bound))
+
+    def _shapes(self, runtime: Runtime, max_batch: int) -> None:
+        height, width, channels = runtime.image_shape
+        beyond = {
+            f"batch {max_batch + 1}": (max_batch + 1, height, width, channels),
+            f"height {height + 8}": (2, height + 8, width, channels),
+            f"{channels + 1} channels": (2, height, width, channels + 1),
+        }
+        for name, shape in beyond.items():
+            accepted = runtime.accepts((min(shape[0], max_batch + 1), *shape[1:]))
+            self.shapes[name] = "accepted" if accepted else "rejected"
+            if accepted and not name.startswith("batch"):
+                self.problems.append(f"images of {name} are accepted; the contract says {runtime.image_shape}")
+
+
+def _without(folder: Path, text: str) -> str:
+    """Leave out where the bundle lies: a report holds no path of this machine."""
+    return text.replace(f"{folder}/", "")
+
+
+def _above(bound: float | None) -> str:
+    return f" is above {bound:.1e}" if bound is not None else ""
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """Return the batch sizes that an artifact is proved at: 1, 2, 17 and the largest declared."""
+    """Return the batch sizes that an artifact is proved at: both ends of the declared range, and two inside."""
     return tuple(sorted({1, min(2, max_batch), min(17, max_batch), max_batch}))
 
 
@@ -119,19 +212,41 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _compare_at(runtime: Runtime, batch_size: int, reference: Reference, precision: Precision) -> Comparison | str:
-    """Compare at one batch size; a line of text if the backend fails there."""
-    try:
-        candidate = _embed_in_batches(runtime, reference.images.pixels, batch_size)
-    except Exception as error:  # noqa: BLE001 - whatever a backend raises on a declared batch size is a finding
-        return f"batch {batch_size}: fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return compare(reference.embeddings, candidate, batch_size=batch_size, budget=BUDGETS[precision])
-
-
-def _embed_in_batches(runtime: Runtime, pixels: Pixels, batch_size: int) -> Matrix:
+def embed_in_batches(runtime: Runtime, pixels: Pixels, batch_size: int) -> Matrix:
     """Embed all images in batches of one size; fewer images than one batch are repeated to fill it."""
     num_images = len(pixels)
     if num_images < batch_size:
         pixels = np.resize(pixels, (batch_size, *pixels.shape[1:]))
     starts = range(0, len(pixels), batch_size)
     return np.concatenate([runtime.embed(pixels[start : start + batch_size]) for start in starts])[:num_images]
+
+
+def _opened(folder: Path, artifact: Artifact, reference: Reference, device: str) -> Runtime:
+    return open_file(
+        backend_of(artifact.format),
+        folder / artifact.file,
+        image_shape=reference.images.pixels.shape[1:],
+        embedding_dim=reference.embeddings.shape[1],
+        device=device,
+        options=artifact.options,
+    )
+
+
+def devices_for(format: Format) -> tuple[str, ...]:
+    """Return where a format can run on this machine; engines need CUDA, whether it is there or not."""
+    library = BACKENDS[backend_of(format)].library
+    if library == "tensorrt":
+        return ("cuda",)
+    return ("cpu", "cuda") if library_has_cuda(library) else ("cpu",)
+
+
+def write_report(folder: Path, artifact: Artifact, report: ParityReport) -> Proof:
+    """Write a report into a bundle's folder, under a name that its content decides; return the verdict on it."""
+    text = json.dumps(finite(report.to_dict()), indent=2) + "\n"
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    parts = [artifact.format, artifact.precision, *([artifact.capability] if artifact.capability else [])]
+    name = f"parity/{'-'.join(parts)}.json"
+    if (folder / name).is_file() and sha256_file(folder / name) != sha256:
+        name = f"parity/{'-'.join(parts)}-{sha256[:12]}.json"  # a newer verdict never overwrites what a manifest names
+    write_text(folder / name, text)
+    return Proof(verdict=report.verdict, devices=report.devices, report=name, report_sha256=sha256)

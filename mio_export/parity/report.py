@@ -1,5 +1,6 @@
 """The comparison of two sets of embeddings of the same images, and the verdict on it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,47 +8,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mio_export.metrics import neighbor_agreement
+from mio_export.bundle import Verdict
+from mio_export.metrics import leave_one_out_accuracy, neighbor_agreement
+from mio_export.parity.budget import Budget
 
 Matrix = npt.NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How far an artifact's embeddings may lie from the encoder's."""
-
-    min_cosine: float
-    """Smallest allowed cosine of any row with its reference."""
-    max_relative_error: float
-    """Largest allowed ‖candidate − reference‖ / ‖reference‖ of any row."""
-    min_agreement: float
-    """Smallest allowed top-1 agreement of nearest neighbours."""
-    source: str
-    """Where these bounds come from."""
-
-
-BUDGETS = {
-    "fp32": Budget(
-        min_cosine=0.999999,
-        max_relative_error=1e-4,
-        min_agreement=0.99,
-        source="fp32: two orders above the rounding measured between eager PyTorch and ONNX Runtime (1e-6 relative)",
-    )
-}
-"""The budget of each precision; there is none to set by hand."""
+Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One output at one batch size, against the reference; every error over all rows."""
+    """One device at one batch size, against the reference; every error over all rows."""
 
+    device: str
     batch_size: int
     num_rows: int
     max_abs_error: float
     mean_abs_error: float
     max_relative_error: float
     """Largest ‖candidate − reference‖ / ‖reference‖ of a row."""
-    mean_relative_error: float
+    rms_relative_error: float
+    """Root mean square of the same over the rows."""
     min_cosine: float
     p1_cosine: float
     """First percentile of the rows' cosines."""
@@ -58,6 +39,8 @@ class Comparison:
     """Share of rows whose nearest other row is the same."""
     recall_at_10_agreement: float
     """Mean share of each row's ten nearest other rows that are the same."""
+    knn_change: float | None
+    """Change of the leave-one-out kNN accuracy; None without labels."""
     worst_row: int
     """Index of the row with the largest relative error."""
     problems: tuple[str, ...]
@@ -72,67 +55,107 @@ class ParityReport:
     format: str
     precision: str
     runtime: str
-    device: str
+    devices: tuple[str, ...]
+    """Where it was run."""
+    options: Mapping[str, str]
+    """What the runtime was told."""
     budget: Budget
+    requirements: Mapping[str, float]
+    """What was asked for beyond the precision's own budget."""
+    own_rms_error: float
+    """Root mean square over rows of the float32 encoder's relative error against float64."""
     comparisons: tuple[Comparison, ...]
-    evidence: Mapping[str, str]
-    """sha256 of everything that the verdict rests on: artifact, weights, images."""
+    golden: Mapping[str, float]
+    """Relative error of each golden image."""
+    shapes: Mapping[str, str]
+    """What became of shapes beyond the contract: ``accepted`` or ``rejected``."""
+    stages: tuple[Mapping[str, Any], ...]
+    """What each stage of the export did to the error, in order."""
+    evidence: Mapping[str, Any]
+    """sha256 of everything that the verdict rests on: artifact, its companions, weights, images, golden images."""
     versions: Mapping[str, str]
     """Versions of the libraries that the verdict rests on."""
     problems: tuple[str, ...]
     """Why it fails; empty if it passes."""
+    unproven: str | None = None
+    """Why it could not be run here; None if it was."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """``proved`` only if something was compared and everything held."""
+        if self.unproven is not None and not self.problems:
+            return "unproven"
+        return "proved" if self.comparisons and not self.problems else "refused"
 
     @property
     def passed(self) -> bool:
-        """Whether something was compared and everything held."""
-        return bool(self.comparisons) and not self.problems
+        """Whether it was run and everything held."""
+        return self.verdict == "proved"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values, the verdict included."""
-        return {"verdict": "proved" if self.passed else "refused", **asdict(self)}
+        return {"verdict": self.verdict, **asdict(self)}
 
 
-def compare(reference: Matrix, candidate: Matrix, *, batch_size: int, budget: Budget) -> Comparison:
+def compare(
+    reference: Matrix,
+    candidate: Matrix,
+    *,
+    budget: Budget,
+    batch_size: int,
+    device: str = "cpu",
+    labels: Labels | None = None,
+) -> Comparison:
     """Compare embeddings row by row; anything that cannot be compared is a problem.
 
     Args:
         reference: the encoder's embeddings, shape (N, D).
         candidate: the artifact's embeddings of the same images, meant to be float32 of the same shape.
-        batch_size: the batch size that the candidate was computed at.
         budget: the bounds.
+        batch_size: the batch size that the candidate was computed at.
+        device: where it was computed.
+        labels: classes of the images, shape (N,), if they have some.
     """
-    problems = _unfit(reference, candidate)
+    problems = unfit(reference, candidate)
     if problems:
-        return _nothing_compared(batch_size, tuple(problems))
+        return _nothing_compared(device, batch_size, tuple(problems))
     reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
     difference = candidate - reference
     norms, candidate_norms = np.linalg.norm(reference, axis=1), np.linalg.norm(candidate, axis=1)
-    relative = np.linalg.norm(difference, axis=1) / norms
+    relative = relative_errors(reference, candidate)
     cosines = np.clip(
         (reference * candidate).sum(axis=1) / (norms * np.where(candidate_norms > 0, candidate_norms, 1)), -1, 1
     )
-    top1 = neighbor_agreement(reference, candidate, k=1) if len(reference) > 1 else 1.0
-    values = Comparison(
-        batch_size=batch_size,
-        num_rows=len(reference),
-        max_abs_error=float(np.abs(difference).max()),
-        mean_abs_error=float(np.abs(difference).mean()),
-        max_relative_error=float(relative.max()),
-        mean_relative_error=float(relative.mean()),
-        min_cosine=float(cosines.min()),
-        p1_cosine=float(np.percentile(cosines, 1)),
-        mean_cosine=float(cosines.mean()),
-        max_norm_drift=float(np.abs(candidate_norms / norms - 1).max()),
-        top1_agreement=top1,
-        recall_at_10_agreement=neighbor_agreement(reference, candidate, k=10) if len(reference) > 1 else 1.0,
-        worst_row=int(relative.argmax()),
-        problems=(),
-    )
-    return Comparison(**{**asdict(values), "problems": tuple(_beyond(values, budget))})
+    alone = len(reference) == 1
+    values: dict[str, Any] = {
+        "device": device,
+        "batch_size": batch_size,
+        "num_rows": len(reference),
+        "max_abs_error": float(np.abs(difference).max()),
+        "mean_abs_error": float(np.abs(difference).mean()),
+        "max_relative_error": float(relative.max()),
+        "rms_relative_error": math.sqrt(float((relative**2).mean())),
+        "min_cosine": float(cosines.min()),
+        "p1_cosine": float(np.percentile(cosines, 1)),
+        "mean_cosine": float(cosines.mean()),
+        "max_norm_drift": float(np.abs(candidate_norms / norms - 1).max()),
+        "top1_agreement": 1.0 if alone else neighbor_agreement(reference, candidate, k=1),
+        "recall_at_10_agreement": 1.0 if alone else neighbor_agreement(reference, candidate, k=10),
+        "knn_change": None if labels is None else _knn_change(reference, candidate, labels),
+        "worst_row": int(relative.argmax()),
+    }
+    return Comparison(**values, problems=tuple(_beyond(values, budget)))
 
 
-def _unfit(reference: Matrix, candidate: Matrix) -> list[str]:
-    """Why two arrays cannot be compared at all."""
+def relative_errors(reference: Matrix, candidate: Matrix) -> npt.NDArray[np.float64]:
+    """Return ‖candidate − reference‖ / ‖reference‖ of each row, shape (N,)."""
+    reference = reference.astype(np.float64)
+    errors: npt.NDArray[np.float64] = np.linalg.norm(candidate - reference, axis=1) / np.linalg.norm(reference, axis=1)
+    return errors
+
+
+def unfit(reference: Matrix, candidate: Matrix) -> list[str]:
+    """Return why two arrays cannot be compared at all; empty if they can."""
     if reference.ndim != 2 or not reference.size:
         return [f"nothing to compare: the reference has shape {reference.shape}"]
     if candidate.shape != reference.shape:
@@ -150,25 +173,56 @@ def _unfit(reference: Matrix, candidate: Matrix) -> list[str]:
     return problems
 
 
-def _beyond(values: Comparison, budget: Budget) -> list[str]:
-    """Which bounds are broken."""
-    problems = []
-    if not values.min_cosine >= budget.min_cosine:
-        problems.append(f"row {values.worst_row}: cosine {values.min_cosine:.7f} is below {budget.min_cosine}")
-    if not values.max_relative_error <= budget.max_relative_error:
-        found = f"relative error {values.max_relative_error:.1e}"
-        problems.append(f"row {values.worst_row}: {found} is above {budget.max_relative_error:.0e}")
-    if not values.top1_agreement >= budget.min_agreement:
-        problems.append(
-            f"nearest neighbours agree for {values.top1_agreement:.1%} of the rows, must be {budget.min_agreement:.0%}"
-        )
-    return problems
+def _knn_change(reference: Matrix, candidate: Matrix, labels: Labels) -> float:
+    return leave_one_out_accuracy(candidate, labels) - leave_one_out_accuracy(reference, labels)
 
 
-def _nothing_compared(batch_size: int, problems: tuple[str, ...]) -> Comparison:
-    numbers = {
-        name: float("inf")
-        for name in ("max_abs_error", "mean_abs_error", "max_relative_error", "mean_relative_error", "max_norm_drift")
-    }
-    shares = dict.fromkeys(("min_cosine", "p1_cosine", "mean_cosine", "top1_agreement", "recall_at_10_agreement"), 0.0)
-    return Comparison(batch_size=batch_size, num_rows=0, worst_row=-1, problems=problems, **numbers, **shares)
+def _beyond(values: Mapping[str, Any], budget: Budget) -> list[str]:
+    """Which bounds are broken, the most telling first; a comparison with NaN is always one of them."""
+    row = f"row {values['worst_row']}"
+    checks: list[tuple[str, float, float | None, str]] = [
+        ("max_relative_error", -1, budget.max_row_error, f"{row}: relative error {{:.1e}} is above {{:.1e}}"),
+        ("rms_relative_error", -1, budget.max_rms_error, "relative error {:.1e} (rms over rows) is above {:.1e}"),
+        ("min_cosine", 1, budget.min_cosine, f"{row}: cosine {{:.7f}} is below {{}}"),
+        ("p1_cosine", 1, budget.p1_cosine, "first percentile of cosines {:.7f} is below {}"),
+        ("mean_cosine", 1, budget.mean_cosine, "mean cosine {:.7f} is below {}"),
+        ("max_norm_drift", -1, budget.max_norm_drift, "norm drift {:.1e} is above {}"),
+        ("top1_agreement", 1, budget.top1, "nearest neighbours agree for {:.1%} of the rows, must be {:.0%}"),
+        ("recall_at_10_agreement", 1, budget.recall_at_10, "recall@10 {:.1%} is below {:.0%}"),
+    ]
+    problems = [
+        text.format(values[name], bound)
+        for name, sign, bound, text in checks
+        if bound is not None and not sign * values[name] >= sign * bound
+    ]
+    return problems + _beyond_knn(values, budget)
+
+
+def _beyond_knn(values: Mapping[str, Any], budget: Budget) -> list[str]:
+    """One image may always change sides: among few images its share says nothing."""
+    change = values["knn_change"]
+    allowed = max(budget.max_knn_change, 1 / values["num_rows"])
+    if change is None or abs(change) <= allowed + 1e-12:
+        return []
+    return [f"kNN accuracy changes by {change:+.1%}, at most {allowed:.1%} is allowed"]
+
+
+def _nothing_compared(device: str, batch_size: int, problems: tuple[str, ...]) -> Comparison:
+    return Comparison(
+        device=device,
+        batch_size=batch_size,
+        num_rows=0,
+        max_abs_error=math.inf,
+        mean_abs_error=math.inf,
+        max_relative_error=math.inf,
+        rms_relative_error=math.inf,
+        min_cosine=0.0,
+        p1_cosine=0.0,
+        mean_cosine=0.0,
+        max_norm_drift=math.inf,
+        top1_agreement=0.0,
+        recall_at_10_agreement=0.0,
+        knn_change=None,
+        worst_row=-1,
+        problems=problems,
+    )

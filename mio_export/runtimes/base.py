@@ -16,7 +16,8 @@ Embeddings = npt.NDArray[np.float32]
 class Runtime(ABC):
     """A loaded artifact that embeds images; a context manager.
 
-    A new backend is one file: a subclass with ``_run``, and one line in ``runtimes.BACKENDS``.
+    A new backend is one file: a subclass with ``_run`` and a function that opens it, and one line in
+    ``runtimes.BACKENDS``.
     """
 
     def __init__(self, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str) -> None:
@@ -42,6 +43,14 @@ class Runtime(ABC):
                 f"images must be uint8 of shape (N, {height}, {width}, {channels}), got {images.dtype} {images.shape}"
             )
         return self._run(np.require(images, requirements=["C", "W"]))
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Whether the artifact itself, without the check above, takes uint8 zeros of a shape."""
+        try:
+            self._run(np.zeros(shape, np.uint8))
+        except Exception:  # noqa: BLE001 - backends refuse with whatever they have
+            return False
+        return True
 
     @abstractmethod
     def _run(self, images: Pixels) -> Embeddings:

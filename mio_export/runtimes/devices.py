@@ -31,9 +31,11 @@ def has_cuda() -> bool:
 
 
 def library_has_cuda(library: str) -> bool:
-    """Whether this machine's build of ``torch`` or ``onnxruntime`` can use the GPU that the driver sees."""
-    if not has_cuda():
+    """Whether this machine's build of a library (see ``resolve_device``) can use the GPU that the driver sees."""
+    if not has_cuda() or library == "openvino":
         return False
+    if library == "tensorrt":
+        return True
     if library == "torch":
         import torch
 
@@ -47,15 +49,16 @@ def resolve_device(device: str, *, library: str) -> str:
     """Turn ``auto`` into ``cuda`` or ``cpu``, and check the others.
 
     Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
-        library: what will compute, ``torch`` or ``onnxruntime``.
+        device: ``auto``, ``cpu``, ``cuda``, or for ONNX Runtime ``tensorrt``, its TensorRT provider.
+        library: what will compute, ``torch``, ``onnxruntime``, ``openvino`` or ``tensorrt``.
 
     Raises:
-        UsageError: the name is not auto, cpu or cuda.
+        UsageError: the name is none of these.
         MissingBackendError: CUDA is asked for and there is none, or the library cannot use it.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device must be auto, cpu or cuda, got {device!r}")
+    allowed = ("auto", "cpu", "cuda", *(("tensorrt",) if library == "onnxruntime" else ()))
+    if device not in allowed:
+        raise UsageError(f"device must be {', '.join(allowed)}, got {device!r}")
     if device == "cpu" or (device == "auto" and not library_has_cuda(library)):
         return "cpu"
     if not has_cuda():
@@ -64,7 +67,7 @@ def resolve_device(device: str, *, library: str) -> str:
         raise MissingBackendError(
             f"this build of {library} cannot use CUDA; install the GPU build, or use --device cpu"
         )
-    return "cuda"
+    return "cuda" if device == "auto" else device
 
 
 @contextmanager

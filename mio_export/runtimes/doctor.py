@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from mio_export.runtimes.devices import has_cuda, library_has_cuda, num_threads
+from mio_export.runtimes.registry import BACKENDS, Backend
+
+_DISTRIBUTIONS = {
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +47,7 @@ def diagnose() -> list[Finding]:
             remedy="" if has_cuda() else "not needed; with an NVIDIA GPU, install its driver",
         ),
         *(_cuda_build(library) for library in ("torch", "onnxruntime") if has_cuda()),
-        _package("runtime torch", ("torch",), "torch", "pip install torch torchvision"),
-        _package("runtime torchscript", ("torch",), "torch", "pip install torch torchvision"),
-        _package("runtime onnxruntime", ("onnxruntime-gpu", "onnxruntime"), "onnxruntime", "pip install onnxruntime"),
+        *(_runtime(name, backend) for name, backend in BACKENDS.items()),
         _package("extra timm", ("timm",), "timm", "pip install 'mio-export[timm]'", "timm's backbones"),
         _package(
             "extra heic", ("pillow-heif",), "pillow_heif", "pip install 'mio-export[heic]'", "HEIC and HEIF images"
@@ -53,6 +59,10 @@ def _cuda_build(library: str) -> Finding:
     able = library_has_cuda(library)
     remedy = "" if able else f"install the GPU build of {library}"
     return Finding(name=f"{library} on CUDA", available=able, detail="usable" if able else "CPU build", remedy=remedy)
+
+
+def _runtime(name: str, backend: Backend) -> Finding:
+    return _package(f"runtime {name}", _DISTRIBUTIONS.get(name, ("torch",)), backend.module, backend.install)
 
 
 def _package(name: str, distributions: tuple[str, ...], module: str, remedy: str, purpose: str = "") -> Finding:

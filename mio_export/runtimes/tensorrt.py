@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ _DISTRIBUTIONS: dict[Library, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
 }
-_REMEDIES: dict[Library, str] = {
-    "tensorrt": "pip install tensorrt --extra-index-url https://pypi.nvidia.com",
+REMEDIES: dict[Library, str] = {
+    "tensorrt": "pip install tensorrt, from the package index of NVIDIA itself",
     "tensorrt-rtx": "pip install 'mio-export[tensorrt-rtx]'",
 }
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
@@ -73,28 +74,32 @@ class TensorRTRuntime(Runtime):
 
 
 def open_tensorrt(
-    artifact: Path, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str
+    artifact: Path, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str, options: Mapping[str, str]
 ) -> TensorRTRuntime:
-    """Load an engine of TensorRT.
+    """Load an engine of TensorRT; there are no options.
 
     Raises:
         GateError: the engine is not the one that its sidecar describes, or does not load.
         MissingBackendError: the library or the GPU that it was built for is not here.
         UsageError: the device is not ``cuda``.
     """
+    del options
     return _open("tensorrt", artifact, image_shape, embedding_dim, device)
 
 
 def open_tensorrt_rtx(
-    artifact: Path, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str
+    artifact: Path, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str, options: Mapping[str, str]
 ) -> TensorRTRuntime:
-    """Load an engine of TensorRT for RTX; its kernels are compiled for this GPU now, which takes seconds.
+    """Load an engine of TensorRT for RTX, which has no options.
+
+    Its kernels are compiled for this GPU now, which takes seconds.
 
     Raises:
         GateError: the engine is not the one that its sidecar describes, or does not load.
         MissingBackendError: the library or the GPU that it was built for is not here.
         UsageError: the device is not ``cuda``.
     """
+    del options
     return _open("tensorrt-rtx", artifact, image_shape, embedding_dim, device)
 
 
@@ -135,7 +140,7 @@ def load_library(library: Library) -> Any:
     try:
         return importlib.import_module(_MODULES[library])
     except ImportError:
-        raise MissingBackendError(f"{NAMES[library]} is not installed: {_REMEDIES[library]}") from None
+        raise MissingBackendError(f"{NAMES[library]} is not installed: {REMEDIES[library]}") from None
 
 
 def collecting_logger(trt: Any, errors: list[str]) -> Any:

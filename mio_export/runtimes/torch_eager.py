@@ -1,5 +1,6 @@
 """The encoder itself, in eager PyTorch."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -10,14 +11,19 @@ from mio_export.runtimes.devices import num_threads
 
 
 class TorchRuntime(Runtime):
-    """Any torch module that takes uint8 (N, H, W, C) and gives float32 (N, D), on the CPU or a GPU."""
+    """Anything of torch that takes uint8 (N, H, W, C) and gives float32 (N, D), on the CPU or a GPU."""
 
     def __init__(
-        self, module: torch.nn.Module, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str
+        self,
+        module: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        image_shape: tuple[int, int, int],
+        embedding_dim: int,
+        device: str,
     ) -> None:
         super().__init__(image_shape=image_shape, embedding_dim=embedding_dim, device=device)
         torch.set_num_threads(num_threads())
-        self._module = module.to(device)
+        self._module = module.to(device) if isinstance(module, torch.nn.Module) else module
 
     @torch.inference_mode()
     def _run(self, images: Pixels) -> Embeddings:
@@ -27,8 +33,11 @@ class TorchRuntime(Runtime):
         return embeddings
 
 
-def open_torch(bundle: Path, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str) -> TorchRuntime:
-    """Load the encoder of a bundle from its weights."""
+def open_torch(
+    bundle: Path, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str, options: Mapping[str, str]
+) -> TorchRuntime:
+    """Load the encoder of a bundle from its weights; there are no options."""
+    del options
     from mio_export.models import load_encoder
 
     return TorchRuntime(load_encoder(bundle), image_shape=image_shape, embedding_dim=embedding_dim, device=device)

@@ -1,6 +1,7 @@
 """TorchScript artifacts (legacy: PyTorch deprecates the format, and Python 3.14 has no tracer)."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,13 +11,14 @@ from mio_export.runtimes.torch_eager import TorchRuntime
 
 
 def open_torchscript(
-    artifact: Path, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str
+    artifact: Path, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str, options: Mapping[str, str]
 ) -> TorchRuntime:
-    """Load a TorchScript file.
+    """Load a TorchScript file; there are no options.
 
     Raises:
         GateError: the file is no TorchScript.
     """
+    del options
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated", category=DeprecationWarning)

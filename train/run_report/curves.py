@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from mio_export.train.run_report.chart import Line, line_chart
-from mio_export.train.run_report.page import figure
+from mio_export.chart import Line, line_chart
+from mio_export.page import figure
 
 _CURVES = {
     "loss": (

@@ -9,13 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mio_export.chart import Line, line_chart, number_label
 from mio_export.files import write_text
 from mio_export.metrics import HEADLINE_K
 from mio_export.models.checkpoint import DESCRIPTION, EVALUATION
+from mio_export.page import figure, html_page, section
 from mio_export.train.run_files import METRICS, RECIPE, REPORT, SPECTRUM, VIEWS
-from mio_export.train.run_report.chart import Line, line_chart, number_label
 from mio_export.train.run_report.curves import curve_figures, is_number
-from mio_export.train.run_report.page import figure, html_page, section
 from mio_export.train.run_report.scores import scores_table
 
 _SPECTRUM_FLOOR = 1e-6

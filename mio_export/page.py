@@ -59,6 +59,18 @@ text { font-size: 11px; fill: var(--soft); } .axis { stroke: var(--rule); }
 .dot, .value { fill: var(--tone); } .value { font-size: 12px; font-weight: 600; }
 .line-0 { --tone: var(--a); --dash: solid; } .line-1 { --tone: var(--b); --dash: dashed; stroke-dasharray: 6 4; }
 .line-2 { --tone: var(--c); --dash: dotted; stroke-dasharray: 1 4; }
+.bar { fill: var(--a); } .mark { stroke: var(--b); stroke-width: 1.6; stroke-dasharray: 5 3; }
+.mark-name { fill: var(--b); font-weight: 600; } .scores small { color: var(--soft); white-space: nowrap; }
+.worst { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1.2rem 2.5rem;
+  margin: .8rem 0 2.2rem; } .note + h3 { margin-top: 1.5rem; }
+.near { display: grid; grid-template-columns: 3.9rem minmax(0, 3.8rem) repeat(4, minmax(0, 3.2rem)); gap: .3rem;
+  align-items: center; }
+.near svg { margin: 0; border-radius: 3px; } .near small { color: var(--soft); line-height: 1.2; }
+.near .query { padding-right: .6rem; }
+.near .new { outline: 2px dashed var(--down); outline-offset: -1px; position: relative; }
+.new i { position: absolute; right: 0; bottom: 0; padding: 0 .25rem; background: var(--down); color: var(--paper);
+  font: 600 .65rem/1.3 system-ui, sans-serif; }
+.library { position: absolute; width: 0; height: 0; }
 summary { cursor: pointer; } footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--rule); }
 footer th, footer td { padding-block: .2rem; overflow-wrap: anywhere; }
 @media (min-width: 46rem) { .beside figure { display: grid; grid-template-columns: 1fr 1fr; column-gap: 2.5rem; }

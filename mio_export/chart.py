@@ -1,4 +1,4 @@
-"""Line charts as inline SVG."""
+"""Line charts and histograms as inline SVG."""
 
 import math
 from collections.abc import Sequence
@@ -69,6 +69,49 @@ def line_chart(
     return "".join([*parts, *([] if log else _last_values(ends)), "</svg>"])
 
 
+def log_histogram(
+    values: Sequence[float], *, title: str, limits: tuple[int, int], mark: tuple[float, str] | None
+) -> str:
+    """Draw how many values lie in each quarter of a decade, as an SVG element without colours of its own.
+
+    A style sheet colours the classes ``axis``, ``tick``, ``bar`` and ``mark``. What lies outside the limits, 0 among
+    it, is counted at the end that it lies beyond.
+
+    Args:
+        values: finite and not negative.
+        title: what a screen reader says of it.
+        limits: decimal exponents of the least and greatest value to show, so that charts side by side can share them.
+        mark: a value above 0 to draw a line at, and what it is called.
+    """
+    bins = 4 * (limits[1] - limits[0])
+    counts = [0] * bins
+    for value in values:
+        place = 4 * (math.log10(value) - limits[0]) if value > 0 else 0
+        counts[min(max(math.floor(place), 0), bins - 1)] += 1
+    decades = [(n, "10" + str(n).translate(_SUPERSCRIPTS) if n else "1") for n in range(limits[0], limits[1] + 1)]
+    x = _Axis(low=limits[0], high=limits[1], ticks=decades, start=_LEFT, end=_WIDTH - 8)
+    y = _y_axis([0, max(*counts, 4)])
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts += [_text(_LEFT - 8, y.at(value) + 4, label, anchor="end") for value, label in y.ticks]
+    parts += [f'<path class="axis" d="M{_LEFT} {y.at(value):.1f}H{x.end}"/>' for value, _ in y.ticks]
+    parts += [_text(x.at(value), _BOTTOM + 21, label, anchor="middle") for value, label in x.ticks]
+    width = (x.end - x.start) / bins
+    for place, count in enumerate(counts):
+        if count:
+            left, top = x.start + place * width, y.at(count)
+            box = f'x="{left + 0.5:.1f}" y="{top:.1f}" width="{width - 1:.1f}" height="{_BOTTOM - top:.1f}"'
+            parts.append(f'<rect class="bar" {box}/>')
+    return "".join([*parts, _marked(x, *mark) if mark else "", "</svg>"])
+
+
+def _marked(x: _Axis, value: float, name: str) -> str:
+    """A dashed vertical line with its name on the side that has room."""
+    at = min(max(x.at(math.log10(value)), x.start), x.end)
+    left = at > (x.start + x.end) / 2
+    name = _text(at + (-5 if left else 5), _TOP + 8, name, anchor="end" if left else "start", css="mark-name")
+    return f'<path class="mark" d="M{at:.1f} {_TOP}V{_BOTTOM}"/>{name}'
+
+
 def number_label(value: float) -> str:
     """Return a number as short as it can be read: three digits, or two with an exponent."""
     if 0 < abs(value) < 1e-3:
@@ -132,4 +175,4 @@ def _typeset(text: str) -> str:
     return text.replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
 
 
-__all__ = ["Line", "line_chart", "number_label"]
+__all__ = ["Line", "line_chart", "log_histogram", "number_label"]

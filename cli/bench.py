@@ -1,0 +1,32 @@
+"""``mio bench``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mio_export.cli.output import Json, print_json, print_table
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(metavar="NAME.mio", help="A bundle.")],
+    batch_size: Annotated[int, typer.Option(help="Images embedded at once.")] = 32,
+    seconds: Annotated[float, typer.Option(help="How long to measure, all artifacts together.")] = 10.0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure how fast a bundle's artifacts are here.
+
+    Every artifact that runs on this machine beside the encoder in eager PyTorch, in turns, so that what else the
+    machine does hits all alike.
+
+    Example:  mio bench encoder.mio --seconds 2
+    """
+    from mio_export.benching import bench
+
+    result = bench(bundle, batch_size=batch_size, seconds=seconds, device=device)
+    if as_json:
+        print_json(result.to_dict())
+        return
+    print_table(f"images/s at batch {batch_size}: median of {result.num_rounds} rounds", *result.table())
+    typer.echo("\n" + "\n".join([*result.findings(), result.machine.describe()]))

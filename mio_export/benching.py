@@ -1,0 +1,321 @@
+"""How many images a second each artifact of a bundle embeds on this machine, beside eager PyTorch."""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mio_export.bundle import Bundle, load_bundle
+from mio_export.errors import UsageError
+from mio_export.preprocess import Pixels
+from mio_export.runtimes import Choice, Runtime, choose
+from mio_export.runtimes.devices import num_threads
+from mio_export.runtimes.registry import backend_of, choice_of, open_choice
+
+Rates = npt.NDArray[np.float64]
+_SEED = 0
+_WARM_UP = 3
+_ROUNDS = 20
+_MIN_ROUNDS = 5
+_RESAMPLES = 2000
+_EAGER = "torch"
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One way to run the encoder."""
+
+    runtime: str
+    format: str
+    """The artifact's, or ``torch`` for the encoder itself."""
+    precision: str
+    device: str
+    """``cpu`` or ``cuda``; of one that cannot run, what was asked for."""
+    capability: str | None = None
+    """CUDA compute capability of an engine."""
+    verdict: Literal["reference", "proved", "unproven", "refused"]
+    """What parity says of it; the encoder itself is the reference."""
+
+    @property
+    def name(self) -> str:
+        """Runtime, precision and, of an engine, its GPUs."""
+        return " ".join([self.runtime, self.precision, *([self.capability] if self.capability else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What was measured of a contender."""
+
+    contender: Contender
+    images_per_s: float
+    """Median over the rounds."""
+    low: float
+    """Lower end of the median's 95 % bootstrap interval."""
+    high: float
+    """Upper end of it."""
+    rates: tuple[float, ...]
+    """Images/s in each round."""
+
+    def leads(self, other: "Speed") -> bool:
+        """Whether it is faster by more than both intervals."""
+        return self.low > other.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """A contender that does not run here."""
+
+    contender: Contender
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What decides how fast it goes."""
+
+    processor: str
+    features: tuple[str, ...] | None
+    """Which of the instruction sets that matter the processor has; None where the system does not say."""
+    num_threads: int
+    """Threads that each runtime is given."""
+    gpu: str | None
+    """Name of the GPU, if one was used."""
+
+    def describe(self) -> str:
+        """Return one line."""
+        features = "instruction sets not known" if self.features is None else " ".join(self.features) or "no AVX2"
+        gpu = [f"GPU {self.gpu}"] if self.gpu else []
+        return "; ".join([self.processor, features, f"{self.num_threads} threads", *gpu])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """What ``bench`` found."""
+
+    bundle: str
+    """The bundle's name."""
+    batch_size: int
+    num_rounds: int
+    speeds: tuple[Speed, ...]
+    """The encoder in eager PyTorch first, then artifacts in the manifest's order."""
+    absent: tuple[Absent, ...]
+    """Artifacts that do not run here."""
+    machine: Machine
+
+    @property
+    def eager(self) -> Speed:
+        """The encoder itself, in eager PyTorch."""
+        return self.speeds[0]
+
+    @property
+    def fastest(self) -> Speed | None:
+        """The fastest proved artifact; None if there is none that runs."""
+        proved = [speed for speed in self.speeds if speed.contender.verdict == "proved"]
+        return max(proved, key=lambda speed: speed.images_per_s, default=None)
+
+    def findings(self) -> list[str]:
+        """Return what the numbers say, a line each."""
+        absent = [f"{a.contender.name} does not run here: {a.reason}" for a in self.absent]
+        return [self._verdict(), *self._slower_reduced(), *absent]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return a header and rows of text: a row for each that ran."""
+        header = ["", "device", "images/s", "95 % interval", "x eager torch", "parity"]
+        return header, [
+            [
+                speed.contender.name,
+                speed.contender.device,
+                f"{speed.images_per_s:,.1f}",
+                f"{speed.low:,.1f} to {speed.high:,.1f}",
+                f"{speed.images_per_s / self.eager.images_per_s:.2f}",
+                speed.contender.verdict if speed.contender.verdict != "unproven" else "UNPROVEN",
+            ]
+            for speed in self.speeds
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON-ready values, findings included."""
+        return {**asdict(self), "findings": self.findings()}
+
+    def _verdict(self) -> str:
+        """Which proved artifact is fastest, and how sure that is."""
+        best = self.fastest
+        if best is None:
+            return "no proved artifact runs here"
+        rivals = [s for s in self.speeds if s.contender.verdict == "proved" and s is not best and not best.leads(s)]
+        tie = f"; {', '.join(s.contender.name for s in rivals)} may be as fast" if rivals else ""
+        sure = "within the intervals, so no lead"
+        if best.leads(self.eager):
+            sure = "a lead beyond the intervals"
+        elif self.eager.leads(best):
+            sure = "slower, beyond the intervals"
+        ratio = f"{best.images_per_s / self.eager.images_per_s:.2f} times eager torch fp32"
+        return f"fastest proved: {best.contender.name}, {ratio} ({sure}){tie}"
+
+    def _slower_reduced(self) -> Iterator[str]:
+        """Where a reduced precision does not pay."""
+        whole = {(s.contender.runtime, s.contender.device): s for s in self.speeds if s.contender.precision == "fp32"}
+        for speed in self.speeds:
+            reduced = speed.contender
+            fp32 = whole.get((reduced.runtime, reduced.device))
+            if fp32 is None or reduced.precision == "fp32" or speed.leads(fp32):
+                continue
+            how = "slower" if fp32.leads(speed) else "no faster"
+            rates = f"{speed.images_per_s:,.1f} against {fp32.images_per_s:,.1f} images/s"
+            yield f"{reduced.precision} is {how} than fp32 here ({reduced.name}: {rates})"
+
+
+def bench(
+    bundle: Bundle | str | Path, *, batch_size: int = 32, seconds: float = 10.0, device: str = "auto"
+) -> BenchResult:
+    """Measure the speed of every artifact that runs here, and of the encoder in eager PyTorch.
+
+    All take turns, in an order that is drawn anew for each round, so that what drifts hits all alike; each turn starts
+    with a batch that is not timed. Images are noise: time does not depend on what they show. A rate is whole batches
+    from and to host memory, without decoding.
+
+    Args:
+        bundle: a bundle or its path.
+        batch_size: images in a batch, 1 to the bundle's ``max_batch``.
+        seconds: how long to measure in all; longer where that is too short for five rounds.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        UsageError: batch size, time or device is not allowed, or there is no bundle.
+        MissingBackendError: the device is not there.
+        GateError: the weights are not the ones that the manifest names.
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = load_bundle(bundle)
+    manifest = bundle.manifest
+    _check(manifest.max_batch, batch_size, seconds)
+    images = np.random.default_rng(_SEED).integers(0, 256, (batch_size, *manifest.preprocess.shape), dtype=np.uint8)
+    with ExitStack() as stack:
+        running, absent = _opened(bundle, images, device, stack)
+        rates = _measure([runtime for _, runtime in running], images, seconds)
+    contenders = [contender for contender, _ in running]
+    return BenchResult(
+        bundle=manifest.name,
+        batch_size=batch_size,
+        num_rounds=len(rates),
+        speeds=tuple(_speed(contender, column) for contender, column in zip(contenders, rates.T, strict=True)),
+        absent=tuple(absent),
+        machine=_machine(on_gpu=any(contender.device == "cuda" for contender in contenders)),
+    )
+
+
+def _check(max_batch: int, batch_size: int, seconds: float) -> None:
+    if not 1 <= batch_size <= max_batch:
+        raise UsageError(
+            f"batch_size must be 1 to {max_batch}, the largest batch that the bundle was proved at; got {batch_size}"
+        )
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise UsageError(f"seconds must be above 0 and finite, got {seconds}")
+
+
+def _contenders(bundle: Bundle, device: str) -> Iterator[tuple[Contender, Callable[[], Choice]]]:
+    """The encoder itself, then every artifact, each with what settles how it is opened."""
+    eager = Contender(runtime=_EAGER, format=_EAGER, precision="fp32", device=device, verdict="reference")
+    yield eager, lambda: choose(bundle, _EAGER, device=device)
+    for artifact in bundle.manifest.artifacts:
+        contender = Contender(
+            runtime=backend_of(artifact.format),
+            format=artifact.format,
+            precision=artifact.precision,
+            capability=artifact.capability,
+            device=device,
+            verdict=artifact.parity.verdict,
+        )
+        yield contender, partial(choice_of, artifact, device=device)
+
+
+def _opened(
+    bundle: Bundle, images: Pixels, device: str, stack: ExitStack
+) -> tuple[list[tuple[Contender, Runtime]], list[Absent]]:
+    """Open and warm up whatever runs; the encoder itself must."""
+    running: list[tuple[Contender, Runtime]] = []
+    absent = []
+    for contender, settle in _contenders(bundle, device):
+        try:
+            runtime = stack.enter_context(open_choice(bundle, settle()))
+            for _ in range(_WARM_UP):
+                runtime.embed(images)
+        except Exception as error:
+            if contender.verdict == "reference":
+                raise
+            absent.append(Absent(contender=contender, reason=" ".join(str(error).split())[:300]))
+        else:
+            running.append((replace(contender, device=runtime.device), runtime))
+    return running, absent
+
+
+def _measure(runtimes: Sequence[Runtime], images: Pixels, seconds: float) -> Rates:
+    """Images/s of each runtime in each round, shape (rounds, runtimes)."""
+    turn_s = seconds / (_ROUNDS * len(runtimes))
+    rng = np.random.default_rng(_SEED)
+    rounds: list[Rates] = []
+    end = time.perf_counter() + seconds
+    while len(rounds) < _MIN_ROUNDS or time.perf_counter() < end:
+        rates = np.empty(len(runtimes))
+        for index in rng.permutation(len(runtimes)):
+            rates[index] = _turn(runtimes[index], images, turn_s)
+        rounds.append(rates)
+    return np.stack(rounds)
+
+
+def _turn(runtime: Runtime, images: Pixels, turn_s: float) -> float:
+    """Images/s over whole batches, for at least ``turn_s``."""
+    runtime.embed(images)  # the threads of the one before may still spin, and its data fill the caches
+    num_images, start = 0, time.perf_counter()
+    while True:
+        runtime.embed(images)
+        num_images += len(images)
+        elapsed = time.perf_counter() - start
+        if elapsed >= turn_s:
+            return num_images / elapsed
+
+
+def _speed(contender: Contender, rates: Rates) -> Speed:
+    """Median and its percentile interval (Efron and Tibshirani 1993, chapter 13), rounds being drawn again."""
+    drawn = np.random.default_rng(_SEED).integers(0, len(rates), (_RESAMPLES, len(rates)))
+    low, high = np.quantile(np.median(rates[drawn], axis=1), [0.025, 0.975])
+    return Speed(
+        contender=contender,
+        images_per_s=float(np.median(rates)),
+        low=float(low),
+        high=float(high),
+        rates=tuple(rates.tolist()),
+    )
+
+
+def _machine(*, on_gpu: bool) -> Machine:
+    processor, features = _processor(_CPUINFO.read_text() if _CPUINFO.exists() else "")
+    return Machine(processor=processor, features=features, num_threads=num_threads(), gpu=_gpu() if on_gpu else None)
+
+
+def _processor(cpuinfo: str) -> tuple[str, tuple[str, ...] | None]:
+    """Model and instruction sets, from what Linux says of the first core; elsewhere what Python knows."""
+    pairs = (line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines())
+    values = {key.strip(): value.strip() for key, _, value in pairs}
+    flags = values.get("flags")
+    features = None if flags is None else tuple(name for name in _FEATURES if name in flags.split())
+    return values.get("model name") or platform.processor() or platform.machine(), features
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "that torch cannot name"
+
+
+__all__ = ["Absent", "BenchResult", "Contender", "Machine", "Speed", "bench"]

@@ -1,0 +1,44 @@
+"""An encoder as a ``.pt2`` file, the format of ``torch.export``."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mio_export.errors import MioError
+from mio_export.exporting.traceable import Traceable
+from mio_export.models import Encoder
+from mio_export.provenance import KEY
+
+
+def pt2_from_encoder(
+    encoder: Encoder, path: Path, *, precision: Literal["fp32", "bf16"], max_batch: int, provenance: str
+) -> None:
+    """Write a ``.pt2`` file that takes uint8 (batch, H, W, C) and gives float32 (batch, D).
+
+    Args:
+        encoder: in eval mode, on the CPU.
+        path: where to write.
+        precision: what it computes in.
+        max_batch: largest batch.
+        provenance: JSON text for the extra file ``mio-export.json``.
+
+    Raises:
+        MioError: ``torch.export`` cannot capture the encoder.
+    """
+    example = torch.zeros((2, *encoder.preprocess.shape), dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=max(2, max_batch))
+    logging.getLogger("torch.export").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(Traceable(encoder, precision), (example,), dynamic_shapes=({0: batch},))
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)  # it holds this machine's paths
+            torch.export.save(program, path, extra_files={f"{KEY}.json": provenance})
+    except Exception as error:
+        raise MioError(
+            f"{encoder.spec.backbone} cannot be captured by torch.export: {' '.join(str(error).split())[:300]}"
+        ) from error
