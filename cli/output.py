@@ -110,19 +110,24 @@ def print_parity(reports: Iterable["ParityReport"]) -> None:
     header = ["artifact", "runtime", "precision", "batches", "min cosine", "rms error", "allowed", "top-1", "recall@10"]
     rows = []
     for report in reports:
-        found = report.comparisons
-        allowed = report.budget.max_rms_error
+        found, allowed = report.comparisons, report.budget.max_rms_error
+        cells = ["", "", "", ""]
+        if found:
+            cells = [
+                f"{min(c.min_cosine for c in found):.7f}",
+                f"{max(c.rms_relative_error for c in found):.1e}",
+                f"{min(c.top1_agreement for c in found):.1%}",
+                f"{min(c.recall_at_10_agreement for c in found):.1%}",
+            ]
         rows.append(
             [
                 report.artifact,
-                f"{report.runtime} {'+'.join(report.devices)}".strip(),
+                " ".join([report.runtime, "+".join(report.devices)]).strip(),
                 report.precision,
-                ",".join(dict.fromkeys(str(c.batch_size) for c in found)) or "none",
-                f"{min((c.min_cosine for c in found), default=math.nan):.7f}",
-                f"{max((c.rms_relative_error for c in found), default=math.nan):.1e}",
+                ",".join(dict.fromkeys(str(c.batch_size) for c in found)),
+                *cells[:2],
                 "" if allowed is None else f"{allowed:.1e}",
-                f"{min((c.top1_agreement for c in found), default=math.nan):.1%}",
-                f"{min((c.recall_at_10_agreement for c in found), default=math.nan):.1%}",
+                *cells[2:],
                 report.verdict if report.verdict != "refused" else "REFUSED",
             ]
         )
