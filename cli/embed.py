@@ -14,11 +14,22 @@ def run(
     bundle: Annotated[Path, typer.Argument(metavar="NAME.mio", help="A bundle.")],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of images, searched to the bottom.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the embedding store.")],
-    runtime: Annotated[str, typer.Option(help="auto, onnxruntime, torchscript or torch.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto or fp32.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="auto (the fastest proved), onnxruntime, openvino, pt2, torchscript, …")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (fp32), fp16, bf16 or int8, if the bundle has it proved.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or tensorrt of ONNX Runtime.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Images embedded at once.  [default: 32]")] = None,
     shard_size: Annotated[int | None, typer.Option(help="Rows in a Parquet shard.  [default: 4096]")] = None,
+    decode: Annotated[
+        str,
+        typer.Option(help="full, or scaled: large JPEGs at a fraction of their size; auto: if your images allow it."),
+    ] = "auto",
+    max_failures: Annotated[
+        str | None, typer.Option(metavar="N|P%", help="More failed files than this: exit status 3.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try files again that failed before.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove the rows of files that are gone.")] = False,
     as_json: Json = False,
@@ -42,6 +53,8 @@ def run(
         device=device,
         batch_size=batch_size,
         shard_size=shard_size,
+        decode=decode,
+        max_failures=max_failures,
         retry_failed=retry_failed,
         prune_vanished=prune,
         progress=stderr_progress(),

@@ -24,7 +24,7 @@ from mio_export.schema import parse_json
 STORE = "store.json"
 LOCK = ".lock"
 SCHEMA_VERSION = 1
-OK, FAILED = "ok", "failed"
+OK, FAILED, DUPLICATE = "ok", "failed", "duplicate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class StoreInfo:
     artifact_sha256: str
     precision: str
     decode: str = "full"
-    """How images are decoded; ``full``: at their own size."""
+    """How images are decoded: ``full``, or ``scaled``: large JPEGs at a fraction of their size."""
     runtime: str
     device: str
     embedding_dim: int
@@ -61,9 +61,16 @@ class Row:
     sha256: str | None
     """sha256 of the file's bytes; None if it could not be read."""
     status: str
-    """``ok`` or ``failed``."""
+    """``ok``, ``failed``, or ``duplicate``: it has the bytes, and so the vector, of a file before it."""
+    stage: str | None
+    """Where it failed: ``read`` or ``decode``."""
     reason: str | None
-    """Why it failed."""
+    """Why it failed, or whose bytes it has."""
+
+    @property
+    def has_vector(self) -> bool:
+        """Whether there is an embedding."""
+        return self.status != FAILED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +138,9 @@ def write_shard(path: Path, info: StoreInfo, rows: Sequence[Row], vectors: npt.N
         path: where it goes.
         info: its identity travels in the shard's metadata.
         rows: one for each file.
-        vectors: of the rows whose status is ok, in their order, shape (num_ok, D).
+        vectors: of the rows that have one, in their order, shape (number of them, D).
     """
-    is_ok = np.array([row.status == OK for row in rows])
+    is_ok = np.array([row.has_vector for row in rows])
     values = np.zeros((len(rows), info.embedding_dim), dtype=np.float32)
     values[is_ok] = vectors
     embedding = pa.FixedSizeListArray.from_arrays(
@@ -145,6 +152,7 @@ def write_shard(path: Path, info: StoreInfo, rows: Sequence[Row], vectors: npt.N
         "mtime_ns": pa.array([row.mtime_ns for row in rows], pa.int64()),
         "sha256": pa.array([row.sha256 for row in rows], pa.string()),
         "status": pa.array([row.status for row in rows], pa.string()),
+        "stage": pa.array([row.stage for row in rows], pa.string()),
         "reason": pa.array([row.reason for row in rows], pa.string()),
         "embedding": embedding,
     }
@@ -171,6 +179,24 @@ def read_rows(folder: Path) -> list[Row]:
             row = Row(**dict(zip(columns, values, strict=True)))
             latest[row.key] = row
     return sorted(latest.values(), key=lambda row: row.key.encode())
+
+
+def locate(folder: Path) -> dict[str, tuple[str, Path, int]]:
+    """Return, for the sha256 of every file with a vector, the first key that had it, its shard and its row there."""
+    found: dict[str, tuple[str, Path, int]] = {}
+    for path in shard_paths(folder):
+        columns = _read(path, ["key", "sha256", "status"]).to_pydict()
+        for row, (key, sha256, status) in enumerate(zip(*columns.values(), strict=True)):
+            if status != FAILED:
+                found.setdefault(sha256, (key, path, row))
+    return found
+
+
+def read_vectors(path: Path) -> npt.NDArray[np.float32]:
+    """Return the vectors of a shard, shape (rows, D); rows without one are undefined."""
+    column = _read(path, ["embedding"]).column("embedding").combine_chunks()
+    vectors: npt.NDArray[np.float32] = column.values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return vectors
 
 
 def prune(folder: Path, keep: frozenset[str]) -> int:
@@ -211,7 +237,7 @@ def load_embeddings(folder: str | Path) -> Embeddings:
         if (table.schema.metadata or {}).get(b"mio.space") != info.space.encode():
             raise GateError(f"{path} belongs to another embedding space than {folder / STORE}")
         latest |= dict.fromkeys(table.column("key").to_pylist())
-        good = table.filter(pc.equal(table.column("status"), OK))
+        good = table.filter(pc.not_equal(table.column("status"), FAILED))
         vectors = good.column("embedding").combine_chunks().flatten().to_numpy().reshape(-1, info.embedding_dim)
         latest |= dict(zip(good.column("key").to_pylist(), vectors, strict=True))
     keys = sorted((key for key, vector in latest.items() if vector is not None), key=str.encode)
@@ -224,7 +250,7 @@ def _write_table(path: Path, table: pa.Table) -> None:
     compression = {name: "NONE" if name == "embedding" else "ZSTD" for name in table.column_names}
     compression["embedding.list.element"] = compression.pop("embedding")
     with staged_file(path) as temporary:
-        pq.write_table(table, temporary, compression=compression, use_dictionary=["status", "reason"])
+        pq.write_table(table, temporary, compression=compression, use_dictionary=["status", "stage", "reason"])
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

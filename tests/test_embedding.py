@@ -58,7 +58,7 @@ def test_shards_hold_the_columns_and_the_identity_of_the_space(bundle, photos, o
     embed(bundle.path, photos, out, shard_size=10)
     assert [pq.read_metadata(path).num_rows for path in shard_paths(out)] == [10, 10, 4]
     table = pq.read_table(shard_paths(out)[0])
-    assert table.column_names == ["key", "size", "mtime_ns", "sha256", "status", "reason", "embedding"]
+    assert table.column_names == ["key", "size", "mtime_ns", "sha256", "status", "stage", "reason", "embedding"]
     assert str(table.schema.field("embedding").type).startswith("fixed_size_list<")
     assert table.schema.metadata[b"mio.space"].decode() == bundle.manifest.space
     assert table.schema.metadata[b"mio.artifact_sha256"].decode() == bundle.artifact("onnx", "fp32").sha256

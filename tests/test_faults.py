@@ -302,7 +302,7 @@ def test_a_decoder_that_differs_is_refused(small, photos, monkeypatch, mio, name
 
 
 def test_training_evaluation_and_embedding_decode_golden_images_as_parity_does(encoder, tmp_path):
-    from mio_export.embedding.pipeline import _decode
+    from mio_export.embedding.pipeline import decode
     from mio_export.parity.golden import golden_files, golden_pixels
     from mio_export.progress import Progress
     from mio_export.sources import list_images
@@ -313,7 +313,7 @@ def test_training_evaluation_and_embedding_decode_golden_images_as_parity_does(e
     expected = golden_pixels(encoder.preprocess)
     files = list_images(tmp_path).files
     for file in files:
-        assert np.array_equal(_decode(file, encoder.preprocess)[1], expected[Path(file.key).stem])
+        assert np.array_equal(decode(file, encoder.preprocess)[1], expected[Path(file.key).stem])
     loaded = load_images(open_data(tmp_path).train, encoder.preprocess, Progress())
     pixels = {array.tobytes() for array in loaded.pixels}
     assert pixels <= {array.tobytes() for array in expected.values()}

@@ -1,12 +1,14 @@
 """``embed``: a folder of images into an embedding store, one row for every file, resumable at any moment."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from mio_export.bundle import Bundle, load_bundle
-from mio_export.embedding.pipeline import decode_ahead, embed_shard
+from mio_export.embedding.choices import fastest, settle_decoding
+from mio_export.embedding.originals import Originals
+from mio_export.embedding.pipeline import Limits, decode_ahead, embed_shard
 from mio_export.errors import GateError, MioError, SpaceError, UsageError
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
@@ -14,8 +16,8 @@ from mio_export.runtimes.devices import num_threads
 from mio_export.runtimes.registry import open_choice
 from mio_export.sources import Listing, SourceFile, list_images
 from mio_export.store import (
+    DUPLICATE,
     FAILED,
-    OK,
     STORE,
     Row,
     StoreInfo,
@@ -41,7 +43,9 @@ class EmbedResult:
     num_files: int
     """Files found in the source."""
     num_ok: int
-    """Of them, those with an embedding."""
+    """Of them, those with an embedding, duplicates included."""
+    num_duplicates: int
+    """Of them, those with the bytes of another file; they were not computed."""
     num_failed: int
     """Of them, those that could not be read; the store has the reasons."""
     num_embedded: int
@@ -57,6 +61,8 @@ class EmbedResult:
         """Return what happened, in words."""
         lines = [f"{out}: {self.num_files:,} files, {self.num_ok:,} embedded, {self.num_failed:,} failed"]
         lines.append(f"this run worked on {self.num_embedded:,}" if self.num_embedded else "nothing was left to do")
+        if self.num_duplicates:
+            lines.append(f"{self.num_duplicates:,} have the bytes, and so the vector, of another file")
         if self.num_failed and self.num_ok:
             lines.append(f"why files failed: mio inspect {out}; to try them again, add --retry-failed")
         if self.num_pruned:
@@ -76,6 +82,8 @@ def embed(
     device: str = "auto",
     batch_size: int | None = None,
     shard_size: int | None = None,
+    decode: str = "auto",
+    max_failures: str | None = None,
     retry_failed: bool = False,
     prune_vanished: bool = False,
     progress: Progress | None = None,
@@ -89,23 +97,28 @@ def embed(
         bundle: the bundle's path.
         source: a folder.
         out: the store's folder.
-        runtime: ``auto``, ``onnxruntime``, ``torchscript`` or ``torch``.
-        precision: ``auto`` or ``fp32``.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        runtime: ``auto``: the fastest proved artifact, measured now; or a name in ``runtimes.BACKENDS``.
+        precision: ``auto``: fp32; or another that the bundle has proved.
+        device: ``auto``, ``cpu``, ``cuda``, or ``tensorrt`` of ONNX Runtime.
         batch_size: images embedded at once, at most the bundle's largest; None: 32, or what the store has.
         shard_size: rows in a shard; None: 4,096, or what the store has.
+        decode: ``full``; ``scaled``: large JPEGs at a fraction of their size, several times faster; ``auto``: scaled if
+            that keeps the embeddings of a sample of the files.
+        max_failures: how many files may fail, a number or a share such as ``5%``; None: all but one.
         retry_failed: also try again the files that failed before.
         prune_vanished: remove the rows of files that are gone.
         progress: is told how far the work is.
 
     Raises:
         UsageError: an argument is not allowed, or differs from what the store was begun with.
+        GateError: more files failed than may; the store holds what was done.
         SpaceError: the store holds vectors of another space, artifact, precision or decode mode.
         MioError: the folder holds no images, another process writes to the store, or something is to be pruned while a
             part of the folder cannot be listed.
     """
     opened, source, out = load_bundle(bundle), Path(source), Path(out)
     progress = progress or Progress()
+    allowed = _failure_limit(max_failures)
     listing = list_images(source)
     if not listing.files:
         raise MioError("\n".join([f"no images found in {source}", *listing.notes()]))
@@ -114,7 +127,9 @@ def embed(
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; -o names a folder")
     with locked(out):
-        info, choice = _begin(opened, out, runtime, precision, device, batch_size, shard_size)
+        info, choice = _begin(
+            opened, out, listing.files, runtime, precision, device, batch_size, shard_size, decode, progress
+        )
         seen = _by_key(out)
         todo = [file for file in listing.files if _needs_work(file, seen.get(file.key), retry_failed)]
         if todo:
@@ -122,13 +137,43 @@ def embed(
             seen = _by_key(out)
         found = frozenset(file.key for file in listing.files)
         num_pruned = prune(out, found) if prune_vanished else 0
-    return _result(info, listing, seen, len(todo), num_pruned)
+    result = _result(info, listing, seen, len(todo), num_pruned)
+    if allowed is not None and result.num_failed > allowed(result.num_files):
+        raise GateError(
+            f"{result.num_failed:,} of {result.num_files:,} files failed, more than {max_failures};"
+            f" {out} holds the others, and the reasons: mio inspect {out}"
+        )
+    return result
+
+
+def _failure_limit(text: str | None) -> Callable[[int], float] | None:
+    if text is None:
+        return None
+    number, share = text.removesuffix("%"), text.endswith("%")
+    try:
+        value = float(number) if share else int(number)
+    except ValueError:
+        value = -1
+    if value < 0 or (share and value > 100):
+        raise UsageError(f"max_failures must be a number of files or a share such as 5%, got {text!r}")
+    return lambda total: total * value / 100 if share else value
 
 
 def _begin(
-    bundle: Bundle, out: Path, runtime: str, precision: str, device: str, batch_size: int | None, shard_size: int | None
+    bundle: Bundle,
+    out: Path,
+    files: Sequence[SourceFile],
+    runtime: str,
+    precision: str,
+    device: str,
+    batch_size: int | None,
+    shard_size: int | None,
+    decode: str,
+    progress: Progress,
 ) -> tuple[StoreInfo, Choice]:
     """Settle every choice: those of the store if there is one, else the given ones, written down at once."""
+    if decode not in ("auto", "full", "scaled"):
+        raise UsageError(f"decode must be auto, full or scaled, got {decode!r}")
     stored = read_info(out)
     if stored is None and shard_paths(out):
         raise GateError(f"{out} holds shards but no {STORE} to say what they are; choose another -o")
@@ -138,18 +183,23 @@ def _begin(
         device = stored.device if device == "auto" else device
         batch_size = stored.batch_size if batch_size is None else batch_size
         shard_size = stored.shard_size if shard_size is None else shard_size
+        decode = stored.decode if decode == "auto" else decode
         if stored.space != bundle.manifest.space:
             raise SpaceError(
                 f"{out} holds vectors of another embedding space ({stored.bundle}, {stored.space[:12]}…)"
                 f" than {bundle.path} ({bundle.manifest.space[:12]}…); choose another -o"
             )
-    choice = choose(bundle, runtime, precision=precision, device=device)
+    if runtime == "auto" and precision in ("auto", "fp32"):
+        choice = fastest(bundle, device=device, progress=progress)
+    else:
+        choice = choose(bundle, runtime, precision=precision, device=device)
     info = StoreInfo(
         bundle=bundle.manifest.name,
         space=bundle.manifest.space,
         artifact_file=choice.file,
         artifact_sha256=choice.sha256,
         precision=choice.precision,
+        decode=settle_decoding(decode, bundle, choice, files, progress=progress),
         runtime=choice.runtime,
         device=choice.device,
         embedding_dim=bundle.manifest.encoder.embedding_dim,
@@ -208,6 +258,7 @@ def _embed_files(
         f"{choice.runtime} {choice.precision} on {choice.device} ({choice.file}), {len(files):,} files to embed"
     )
     workers = num_threads()
+    originals, limits = Originals(out), Limits()
     with (
         open_choice(bundle, choice) as runtime,
         ThreadPoolExecutor(workers) as pool,
@@ -215,10 +266,18 @@ def _embed_files(
     ):
         try:
             for start in range(0, len(files), info.shard_size):
-                shard = files[start : start + info.shard_size]
-                decoded = decode_ahead(shard, bundle.manifest.preprocess, pool, window=2 * (info.batch_size + workers))
-                rows, vectors = embed_shard(decoded, runtime, info, task)
-                write_shard(next_shard(out), info, rows, vectors)
+                decoded = decode_ahead(
+                    files[start : start + info.shard_size],
+                    bundle.manifest.preprocess,
+                    pool,
+                    originals=originals,
+                    scaled=info.decode == "scaled",
+                    window=2 * (info.batch_size + workers),
+                )
+                rows, vectors = embed_shard(decoded, runtime, info, originals, limits, task)
+                path = next_shard(out)
+                write_shard(path, info, rows, vectors)
+                originals.commit(path, rows)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -226,11 +285,12 @@ def _embed_files(
 
 def _result(info: StoreInfo, listing: Listing, seen: dict[str, Row], num_embedded: int, num_pruned: int) -> EmbedResult:
     found = {file.key for file in listing.files}
-    num_ok = sum(1 for key in found if seen[key].status == OK)
+    num_ok = sum(1 for key in found if seen[key].has_vector)
     return EmbedResult(
         info=info,
         num_files=len(found),
         num_ok=num_ok,
+        num_duplicates=sum(1 for key in found if seen[key].status == DUPLICATE),
         num_failed=len(found) - num_ok,
         num_embedded=num_embedded,
         num_vanished=len(seen.keys() - found),

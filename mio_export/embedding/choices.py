@@ -1,0 +1,126 @@
+"""What ``auto`` stands for, settled once for a store: the fastest proved artifact, and how to decode large JPEGs."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mio_export.bundle import Bundle
+from mio_export.errors import MioError
+from mio_export.parity.report import relative_errors
+from mio_export.preprocess import DecodeError, Preprocess
+from mio_export.progress import Progress
+from mio_export.runtimes import Choice, choose
+from mio_export.runtimes.registry import choice_of, open_choice
+from mio_export.sources import SourceFile, read_file, spread
+
+_ROUNDS = 3
+_MAX_BATCH = 16
+_SAMPLE = 24
+_CANDIDATES = 400
+MIN_SCALED_COSINE = 0.995
+"""Scaled decoding is used where the user's own images keep at least this cosine with full decoding."""
+
+
+def fastest(bundle: Bundle, *, device: str, progress: Progress) -> Choice:
+    """Return the proved fp32 artifact that embeds fastest here; they take turns on a few batches of noise.
+
+    Raises:
+        UsageError: the device's name is not known.
+        MissingBackendError: the device is not there.
+    """
+    first = choose(bundle, device=device)
+    proved = [a for a in bundle.manifest.artifacts if (a.precision, a.parity.verdict) == ("fp32", "proved")]
+    if len(proved) < 2:
+        return first
+    size = min(_MAX_BATCH, bundle.manifest.max_batch)
+    images = np.random.default_rng(0).integers(0, 256, (size, *bundle.manifest.preprocess.shape), dtype=np.uint8)
+    with ExitStack() as stack:
+        running = []
+        for artifact in proved:
+            try:
+                choice = choice_of(artifact, device=device)
+                runtime = stack.enter_context(open_choice(bundle, choice))
+            except MioError:
+                continue  # what is not installed here cannot be the fastest
+            runtime.embed(images)
+            running.append((choice, runtime))
+        seconds = np.full((_ROUNDS, len(running)), np.inf)
+        for round_number in range(_ROUNDS):
+            for column, (_, runtime) in enumerate(running):
+                start = time.perf_counter()
+                runtime.embed(images)
+                seconds[round_number, column] = time.perf_counter() - start
+    if not running:
+        return first
+    best = seconds.min(axis=0)
+    rates = [f"{choice.runtime} {size / s:,.0f}/s" for (choice, _), s in zip(running, best, strict=True)]
+    progress.line(f"the fastest proved artifact here: {', '.join(rates)}")
+    return running[int(best.argmin())][0]
+
+
+def settle_decoding(
+    decode: str, bundle: Bundle, choice: Choice, files: Sequence[SourceFile], *, progress: Progress
+) -> str:
+    """Turn ``auto`` into ``scaled`` or ``full``, by what scaled decoding does to embeddings of the files themselves.
+
+    Args:
+        decode: ``auto``, ``full`` or ``scaled``; only ``auto`` looks at any file.
+        bundle: whose contract decodes.
+        choice: what embeds.
+        files: the user's own.
+        progress: is told what was found.
+    """
+    if decode != "auto":
+        return decode
+    preprocess = bundle.manifest.preprocess
+    pairs = _both_ways(files, preprocess)
+    if not pairs:
+        return "full"
+    size = min(_MAX_BATCH, bundle.manifest.max_batch)
+    whole, scaled = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
+    with open_choice(bundle, choice) as runtime:
+        a, b = (
+            np.concatenate([runtime.embed(part[start : start + size]) for start in range(0, len(part), size)])
+            for part in (whole, scaled)
+        )
+    cosine = float(((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+    found = (
+        f"cosine {cosine:.4f} at worst, relative error {relative_errors(a, b).max():.3f}, on {len(pairs)} of your JPEGs"
+    )
+    if cosine >= MIN_SCALED_COSINE:
+        progress.line(f"large JPEGs are decoded at a fraction of their size: {found}")
+        return "scaled"
+    progress.line(f"large JPEGs are decoded in full: scaled decoding moves embeddings too far ({found})")
+    return "full"
+
+
+def _both_ways(files: Sequence[SourceFile], preprocess: Preprocess) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Decode some of the JPEGs that scaled decoding would touch, in full and scaled."""
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    named = [file for file in files if Path(file.key).suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]
+    for file in spread(named, _CANDIDATES) if named else []:
+        try:
+            data = read_file(file.path)[0]
+            if _is_large(data, preprocess):
+                pairs.append((preprocess.decode(data), preprocess.decode(data, scaled=True)))
+        except (OSError, DecodeError):
+            continue
+        if len(pairs) == _SAMPLE:
+            break
+    return pairs
+
+
+def _is_large(data: bytes, preprocess: Preprocess) -> bool:
+    """Whether scaled decoding changes anything."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            before = image.size
+            image.draft(None, (2 * preprocess.shorter_side, 2 * preprocess.shorter_side))
+            return image.size != before
+    except Exception:  # noqa: BLE001 - Pillow's readers raise whatever a broken file leads them to
+        return False
