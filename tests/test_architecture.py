@@ -27,7 +27,7 @@ FLOORS = [
     {"models"},
     {"runtimes"},
     {"parity", "benching"},
-    {"train", "exporting", "embedding", "report"},
+    {"train", "exporting", "embedding", "searching", "report"},
     {"quickstart"},
     {"cli"},
 ]
