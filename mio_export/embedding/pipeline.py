@@ -12,7 +12,7 @@ from mio_export.errors import MioError
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.progress import Task
 from mio_export.runtimes import Runtime
-from mio_export.sources import SourceFile, read_file
+from mio_export.sources import SourceFile
 from mio_export.store import FAILED, OK, Row, StoreInfo
 
 
@@ -35,8 +35,8 @@ def _decode(file: SourceFile, preprocess: Preprocess) -> tuple[Row, Pixels | Non
     pixels, reason = None, file.problem
     if reason is None:
         try:
-            data, status = read_file(file.path)
-            size, mtime_ns, sha256 = len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest()
+            data, mtime_ns = file.read()
+            size, sha256 = len(data), hashlib.sha256(data).hexdigest()
             pixels = preprocess.decode(data)
         except OSError as error:
             reason = f"cannot be read: {error.strerror or error}"
