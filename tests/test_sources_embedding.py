@@ -43,7 +43,7 @@ def test_a_cut_tar_is_embedded_to_the_cut_and_whole_once_it_is_whole(bundle, pho
     assert result.num_failed == 1
     assert 5 < result.num_ok < 20
     assert any("what follows is unknown" in note for note in result.notes)
-    with pytest.raises(MioError, match="nothing is pruned while parts of .* cannot be listed"):
+    with pytest.raises(MioError, match=r"nothing is pruned while parts of .* cannot be listed"):
         embed(bundle.path, path, out, prune_vanished=True)
     path.write_bytes(data)
     assert (embed(bundle.path, path, out).num_ok, len(load_embeddings(out).keys)) == (24, 24)
