@@ -12,7 +12,12 @@ from mio_export.errors import GateError
 
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="NAME.mio", help="A bundle.")],
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of images, searched to the bottom.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC...", help="Folders, lists (.txt), .tar, .zip, .parquet of images, or URLs of such."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the embedding store.")],
     runtime: Annotated[
         str, typer.Option(help="auto (the fastest proved), onnxruntime, openvino, pt2, torchscript, …")
@@ -34,7 +39,7 @@ def run(
     prune: Annotated[bool, typer.Option("--prune", help="Remove the rows of files that are gone.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Embed a folder of images, resumably.
+    """Embed images, resumably.
 
     Writes a Parquet store with a row for every file, failed ones with the reason. The same command goes on after an
     interruption, and embeds only what is new or changed.
@@ -46,7 +51,7 @@ def run(
 
     result = embed(
         bundle,
-        source,
+        sources,
         out,
         runtime=runtime,
         precision=precision,

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_other_files_are_counted_and_named(tmp_path):
 
 
 def test_heic_without_its_extra_is_named_with_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr("mio_export.sources.image_suffixes", lambda: frozenset({".png"}))
+    monkeypatch.setattr("mio_export.sources.folder.image_suffixes", lambda: frozenset({".png"}))
     touch(tmp_path / "a.png")
     touch(tmp_path / "b.heic")
     assert list_images(tmp_path).notes() == [
@@ -51,7 +52,7 @@ def test_undecodable_names_and_backslashes_have_distinct_keys(tmp_path):
         touch(tmp_path / os.fsdecode(name))
     files = list_images(tmp_path).files
     assert sorted(file.key for file in files) == sorted(["\\xff.png", "\\\\xff.png", "a\nb.png", "sp ace.png"])
-    assert {os.fsencode(file.path.name) for file in files} == set(names)
+    assert {os.fsencode(Path(file.place.path).name) for file in files} == set(names)
 
 
 def test_links_are_followed_but_never_in_circles(tmp_path):

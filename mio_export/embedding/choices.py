@@ -16,7 +16,7 @@ from mio_export.preprocess import DecodeError, Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
 from mio_export.runtimes.registry import choice_of, open_choice
-from mio_export.sources import SourceFile, read_file, spread
+from mio_export.sources import SourceFile, spread
 
 _ROUNDS = 3
 _MAX_BATCH = 16
@@ -105,7 +105,7 @@ def _both_ways(files: Sequence[SourceFile], preprocess: Preprocess) -> list[tupl
     named = [file for file in files if Path(file.key).suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]
     for file in spread(named, _CANDIDATES) if named else []:
         try:
-            data = read_file(file.path)[0]
+            data, _ = file.read()
             if _is_large(data, preprocess):
                 pairs.append((preprocess.decode(data), preprocess.decode(data, scaled=True)))
         except (OSError, DecodeError):

@@ -1,4 +1,4 @@
-"""``embed``: a folder of images into an embedding store, one row for every file, resumable at any moment."""
+"""``embed``: sources of images into an embedding store, one row for every file, resumable at any moment."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
 from mio_export.runtimes.devices import num_threads
 from mio_export.runtimes.registry import open_choice
-from mio_export.sources import Listing, SourceFile, list_images
+from mio_export.sources import Listing, SourceFile, list_sources, named
 from mio_export.store import (
     DUPLICATE,
     FAILED,
@@ -74,7 +74,7 @@ class EmbedResult:
 
 def embed(
     bundle: str | Path,
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     runtime: str = "auto",
@@ -88,14 +88,14 @@ def embed(
     prune_vanished: bool = False,
     progress: Progress | None = None,
 ) -> EmbedResult:
-    """Embed every image below a folder into a store.
+    """Embed every image of a source, or of several, into a store.
 
     The same call on the same ``out`` resumes: files that have a row with the same size and time are not read again, new
     and changed ones get rows in new shards. What ``auto`` chose the first time is kept.
 
     Args:
         bundle: the bundle's path.
-        source: a folder.
+        source: a folder, list, archive or URL as ``list_sources`` takes it, or several; a URL is text, not a path.
         out: the store's folder.
         runtime: ``auto``: the fastest proved artifact, measured now; or a name in ``runtimes.BACKENDS``.
         precision: ``auto``: fp32; or another that the bundle has proved.
@@ -110,20 +110,24 @@ def embed(
         progress: is told how far the work is.
 
     Raises:
-        UsageError: an argument is not allowed, or differs from what the store was begun with.
+        UsageError: an argument is not allowed, or differs from what the store was begun with, or a source is missing.
+        MissingBackendError: a URL needs a package that is not installed.
         GateError: more files failed than may; the store holds what was done.
         SpaceError: the store holds vectors of another space, artifact, precision or decode mode.
-        MioError: the folder holds no images, another process writes to the store, or something is to be pruned while a
-            part of the folder cannot be listed.
+        MioError: the source holds no images, another process writes to the store, or something is to be pruned while a
+            part of the source cannot be listed.
     """
-    opened, source, out = load_bundle(bundle), Path(source), Path(out)
+    opened, out = load_bundle(bundle), Path(out)
+    specs = [source] if isinstance(source, str | Path) else list(source)
     progress = progress or Progress()
     allowed = _failure_limit(max_failures)
-    listing = list_images(source)
+    listing = list_sources(specs)
     if not listing.files:
-        raise MioError("\n".join([f"no images found in {source}", *listing.notes()]))
+        raise MioError("\n".join([f"no images found in {named(specs)}", *listing.notes()]))
     if prune_vanished and listing.unlisted:
-        raise MioError("\n".join([f"nothing is pruned while parts of {source} cannot be listed", *listing.unlisted]))
+        raise MioError(
+            "\n".join([f"nothing is pruned while parts of {named(specs)} cannot be listed", *listing.unlisted])
+        )
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; -o names a folder")
     with locked(out):

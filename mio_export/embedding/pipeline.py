@@ -15,7 +15,7 @@ from mio_export.errors import MioError
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.progress import Task
 from mio_export.runtimes import Runtime
-from mio_export.sources import SourceFile, read_file
+from mio_export.sources import SourceFile
 from mio_export.store import DUPLICATE, FAILED, OK, Row, StoreInfo
 
 
@@ -49,8 +49,8 @@ def decode(
     pixels, stage, reason = None, "read" if file.problem else None, file.problem
     if reason is None:
         try:
-            data, status = read_file(file.path)
-            size, mtime_ns, sha256 = len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest()
+            data, mtime_ns = file.read()
+            size, sha256 = len(data), hashlib.sha256(data).hexdigest()
             if originals is None or sha256 not in originals:
                 pixels = preprocess.decode(data, scaled=scaled)
         except OSError as error:

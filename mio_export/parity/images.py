@@ -11,7 +11,7 @@ from mio_export.errors import UsageError
 from mio_export.parity.report import Labels
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.sample import read_sample
-from mio_export.sources import SourceFile, list_images, read_file, spread
+from mio_export.sources import SourceFile, list_images, spread
 
 MIN_CALIBRATION = 128
 _MAX_CALIBRATION = 512
@@ -87,7 +87,7 @@ def _decoded(folder: Path, files: Sequence[SourceFile], preprocess: Preprocess) 
 def _readable(files: Sequence[SourceFile], preprocess: Preprocess) -> Iterator[tuple[str, Pixels]]:
     for file in files:
         try:
-            yield file.key, preprocess.decode(read_file(file.path)[0])
+            yield file.key, preprocess.decode(file.read()[0])
         except (OSError, DecodeError):
             continue
 

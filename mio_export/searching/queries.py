@@ -45,7 +45,8 @@ def embed_images(
     """
     opened = load_bundle(bundle)
     choice = _choice_of_store(opened, info, out)
-    pixels = [_decode(path, opened.manifest.preprocess) for path in images]
+    scaled = info.decode == "scaled"
+    pixels = [_decode(path, opened.manifest.preprocess, scaled=scaled) for path in images]
     if choice.device != info.device:
         progress.line(f"{info.device} is not here: the same artifact embeds the query on {choice.device}")
     size = info.batch_size
@@ -84,9 +85,9 @@ def _choice_on(bundle: Bundle, info: StoreInfo, device: str) -> Choice | None:
     return None
 
 
-def _decode(path: Path, preprocess: Preprocess) -> Pixels:
+def _decode(path: Path, preprocess: Preprocess, *, scaled: bool) -> Pixels:
     try:
-        return preprocess.decode(read_file(path)[0])
+        return preprocess.decode(read_file(path)[0], scaled=scaled)
     except OSError as error:
         raise MioError(f"{path} cannot be read: {error.strerror or error}; give an image file") from None
     except DecodeError as error:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-COMMANDS = ("quickstart", "train", "evaluate", "export", "verify", "bench", "embed", "inspect", "doctor")
+COMMANDS = ("quickstart", "train", "evaluate", "export", "verify", "bench", "embed", "search", "inspect", "doctor")
 
 
 def example_lines(text):

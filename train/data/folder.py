@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from mio_export.errors import MioError
-from mio_export.sources import Listing, SourceFile, list_images, read_file
+from mio_export.sources import Listing, SourceFile, list_images
 from mio_export.train.data.dataset import Data
 from mio_export.train.data.part import Labels, fingerprint
 
@@ -45,10 +45,7 @@ class FolderPart:
         Raises:
             OSError: it cannot be read, or is not a regular file.
         """
-        file = self.files[index]
-        if file.problem:
-            raise OSError(file.problem)
-        return read_file(file.path)[0]
+        return self.files[index].read()[0]
 
 
 def open_folder(folder: Path, listing: Listing | None = None) -> Data:

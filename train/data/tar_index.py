@@ -11,9 +11,10 @@ from typing import BinaryIO
 
 from mio_export.errors import MioError
 from mio_export.sources import image_suffixes
+from mio_export.sources.keys import key_of
+from mio_export.sources.tar_entries import DAMAGES, tar_entries
 from mio_export.train.data.dataset import damaged
 
-_BLOCK = tarfile.BLOCKSIZE
 _LARGEST_LABEL_BYTES = 1_000_000
 
 
@@ -59,7 +60,7 @@ def index_tar(path: Path, *, name: str) -> tuple[list[Member], Counter[str]]:
             if suffix in suffixes:
                 images.append(_member(path, name, header, sample))
             elif suffix not in (".cls", ".json"):
-                ignored[_readable(suffix)] += 1
+                ignored[key_of(suffix)] += 1
             elif suffix == ".cls" or labels.get(sample) is None:
                 labels[sample] = _label(file, header, suffix)
     _check_unique(path, images)
@@ -69,20 +70,9 @@ def index_tar(path: Path, *, name: str) -> tuple[list[Member], Counter[str]]:
 def _headers(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Yield all entries but folders, and make sure that the archive was whole."""
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                vars(tar)["members"].clear()  # it would keep them all
-                if member.size < 0:
-                    raise tarfile.ReadError("an entry of negative length")  # some versions would read it for ever
-                if not member.isdir():
-                    yield member
-            end = tar.offset
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+        yield from tar_entries(file)
+    except DAMAGES as error:
         raise damaged(path, f"not a whole uncompressed tar file: {error}") from None
-    # tarfile takes a header that it cannot read, or a missing one, for the end of the archive
-    file.seek(end)
-    if file.read(_BLOCK) != bytes(_BLOCK):
-        raise damaged(path, f"no entry and no end mark at byte {end:,}")
 
 
 def _parted(name: str) -> tuple[str, str]:
@@ -109,7 +99,7 @@ def _label(file: BinaryIO, member: tarfile.TarInfo, suffix: str) -> str | None:
 
 def _member(path: Path, name: str, header: tarfile.TarInfo, sample: str) -> Member:
     return Member(
-        key=f"{name}/{_readable(header.name)}",
+        key=f"{name}/{key_of(header.name)}",
         sample=sample,
         shard=path,
         offset=header.offset_data,
@@ -122,11 +112,6 @@ def _problem(member: tarfile.TarInfo) -> str | None:
     if member.issparse():
         return "stored as a sparse file, which is not read in place"
     return None if member.isreg() else "not a regular file in the tar (a link or a device)"
-
-
-def _readable(name: str) -> str:
-    """Escape undecodable bytes and backslashes with a backslash, as keys of files are."""
-    return name.encode("utf-8", "surrogateescape").replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def _check_unique(path: Path, members: list[Member]) -> None:

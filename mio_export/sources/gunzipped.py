@@ -1,0 +1,132 @@
+"""What a gzip file holds, read by positions, with nothing unpacked to the disk.
+
+One pass keeps copies of the decompressor's state along the way; a read goes on from the nearest one. Reads in the
+order of the file cost one pass in all, others at most the distance between two states.
+
+Source: the idea of zran.c in https://github.com/madler/zlib/tree/master/examples
+"""
+
+import zlib
+from bisect import bisect_right
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from mio_export.sources.blob import Blob, file_of
+
+if TYPE_CHECKING:
+    from zlib import _Decompress
+
+_INPUT_BYTES = 1 << 16
+_WINDOW_BYTES = 8 << 20
+_FIRST_SPACING_BYTES = 1 << 20
+_MOST_STATES = 512
+"""Of about 45 kB each; when there are more, every other one is dropped."""
+_GZIP = 31
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    offset: int
+    """Of the next byte that comes out."""
+    position: int
+    """Of the next byte that goes in."""
+    inflate: "_Decompress"
+    is_inside: bool
+    """Whether a member of the gzip file has begun, and not ended."""
+
+
+class Gunzipped:
+    """The content of a gzip file, of one member or several; many threads may read it, one at a time.
+
+    Attributes:
+        problem: why its content is not whole, once a read came to the damaged place; None until then.
+        size: how many bytes can be read, once a read came to the end; 0 until then.
+    """
+
+    def __init__(self, blob: Blob) -> None:
+        self.problem: str | None = None
+        self.size = 0
+        self._lock = Lock()
+        self._input = file_of(blob, buffer_bytes=max(blob.buffer_bytes, _INPUT_BYTES))
+        self._states = [_State(0, 0, zlib.decompressobj(_GZIP), False)]
+        self._spacing = _FIRST_SPACING_BYTES
+        self._go_back(self._states[0])
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``offset`` on; fewer where the content ends or is damaged."""
+        with self._lock:
+            state = self._states[bisect_right(self._states, offset, key=lambda state: state.offset) - 1]
+            if offset < self._start or state.offset > self._end:
+                self._go_back(state)
+            while self._end < offset + size:
+                if not self._advance(offset):
+                    self.size = self._end
+                    break
+            return bytes(self._window[offset - self._start : offset - self._start + size])
+
+    @property
+    def _end(self) -> int:
+        return self._start + len(self._window)
+
+    def _go_back(self, state: _State) -> None:
+        self._start, self._position, self._is_inside = state.offset, state.position, state.is_inside
+        self._inflate = state.inflate.copy()
+        self._window = bytearray()
+        self._is_broken = False
+
+    def _advance(self, needed: int) -> bool:
+        """Decompress a little more; False at the end. Bytes well before ``needed`` are forgotten."""
+        if self._is_broken:
+            return False
+        self._input.seek(self._position)
+        data = self._input.read(_INPUT_BYTES)
+        if not data:
+            self.problem = "its gzip stream is cut off" if self._is_inside else self.problem
+            return False
+        if not self._is_inside and not data.strip(b"\0"):  # padding is allowed between members and at the end
+            self._position += len(data)
+            return True
+        before = self._inflate.copy()
+        try:
+            self._window += self._inflate.decompress(data)
+        except zlib.error as error:
+            self.problem = f"its gzip stream is damaged ({error})"
+            self._window += _up_to_damage(before, data)
+            self._is_broken = True
+            return False
+        self._position += len(data) - len(self._inflate.unused_data)
+        self._is_inside = not self._inflate.eof
+        if self._inflate.eof:
+            self._inflate = zlib.decompressobj(_GZIP)
+        self._forget(needed)
+        self._remember()
+        return True
+
+    def _forget(self, needed: int) -> None:
+        excess = min(len(self._window) - _WINDOW_BYTES, needed - self._start)
+        if excess > _WINDOW_BYTES:
+            del self._window[:excess]
+            self._start += excess
+
+    def _remember(self) -> None:
+        if self._end < self._states[-1].offset + self._spacing:
+            return
+        self._states.append(_State(self._end, self._position, self._inflate.copy(), self._is_inside))
+        if len(self._states) > _MOST_STATES:
+            self._states = self._states[::2]
+            self._spacing *= 2
+
+
+def _up_to_damage(inflate: "_Decompress", data: bytes) -> bytes:
+    """Return what comes out before the byte that is refused."""
+    content = bytearray()
+    for index in range(len(data)):
+        try:
+            content += inflate.decompress(data[index : index + 1])
+        except zlib.error:
+            break
+    return bytes(content)
+
+
+__all__ = ["Gunzipped"]

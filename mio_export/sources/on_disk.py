@@ -1,0 +1,78 @@
+"""One file on this machine's disk."""
+
+# works on bytes paths and descriptors, which pathlib lacks
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from mio_export.sources.keys import key_of
+from mio_export.sources.listing import SourceFile
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """A file."""
+
+    path: str
+
+    def read(self) -> tuple[bytes, int]:
+        """Return a regular file's bytes and the time of its last change, in nanoseconds.
+
+        Raises:
+            OSError: it cannot be opened, read, or is not a regular file.
+        """
+        data, status = read_file(self.path)
+        return data, status.st_mtime_ns
+
+
+def read_file(path: str | Path) -> tuple[bytes, os.stat_result]:
+    """Return a regular file's bytes and its status at that moment; never waits on a pipe or a device.
+
+    Raises:
+        OSError: it cannot be opened, read, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"not a regular file ({_kind(status.st_mode)})")
+        return file.read(), status
+
+
+def file_on_disk(key: bytes | str, path: bytes | str) -> SourceFile:
+    """Return a file's row, with the reason if it is plain already that it cannot be read."""
+    size, mtime_ns, problem = _examined(path)
+    return SourceFile(key=key_of(key), place=OnDisk(os.fsdecode(path)), size=size, mtime_ns=mtime_ns, problem=problem)
+
+
+def _examined(path: bytes | str) -> tuple[int, int, str | None]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        what = "broken link" if os.path.islink(path) else "cannot be examined"
+        problem = f"{what} ({error.strerror})"
+        try:
+            status = os.lstat(path)
+        except OSError:  # its folder may not be searched, or it is gone by now
+            return 0, 0, problem
+        return status.st_size, status.st_mtime_ns, problem
+    except ValueError as error:  # a null byte in a list
+        return 0, 0, f"not a path ({error})"
+    regular = stat.S_ISREG(status.st_mode)
+    return status.st_size, status.st_mtime_ns, None if regular else f"not a regular file ({_kind(status.st_mode)})"
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFIFO: "named pipe",
+        stat.S_IFSOCK: "socket",
+        stat.S_IFBLK: "block device",
+        stat.S_IFCHR: "device",
+        stat.S_IFDIR: "folder",
+    }
+    return kinds.get(stat.S_IFMT(mode), "special file")
+
+
+__all__ = ["OnDisk", "file_on_disk", "read_file"]

@@ -1,0 +1,366 @@
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mio_export.errors import MissingBackendError, UsageError
+from mio_export.sources import list_images, list_sources
+from mio_export.sources.gunzipped import Gunzipped
+
+NAMES = [f"{label}/{number:02d}.jpg" for label in ("cat", "dog", "Ä") for number in range(15)]
+
+
+def content(name):
+    """Bytes of their own for each name; nothing here decodes them."""
+    return np.random.default_rng(list(name.encode())).bytes(200 + 37 * len(name) + NAMES.index(name) * 101)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in NAMES:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content(name))
+    return tmp_path / "photos"
+
+
+def member(name, data=b"", **attributes):
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime = len(data), 1_700_000_000
+    for attribute, value in attributes.items():
+        setattr(info, attribute, value)
+    return info, io.BytesIO(data)
+
+
+def write_tar(path, members, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for info, data in members:
+            tar.addfile(info, data)
+    return path
+
+
+def write_parquet(path, columns, **options):
+    pq.write_table(pa.table(columns), path, **options)
+    return path
+
+
+def as_list(folder, path):
+    path.write_text("".join(f"{folder.name}/{name}\n" for name in reversed(NAMES)))
+    return path
+
+
+def as_tar(folder, path):
+    return write_tar(
+        path, [member(name, content(name)) for name in reversed(NAMES)], "w:gz" if "gz" in path.name else "w"
+    )
+
+
+def as_zip(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(reversed(NAMES)):
+            archive.writestr(name, content(name), [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED][number % 2])
+    return path
+
+
+def as_parquet(folder, path):
+    names = NAMES[::-1]
+    return write_parquet(path, {"key": names, "jpg": [content(name) for name in names]}, row_group_size=7)
+
+
+def as_hugging_face(folder, path):
+    images = [{"bytes": content(name), "path": name} for name in NAMES]
+    return write_parquet(path, {"image": images, "label": list(range(len(NAMES)))})
+
+
+def as_memory(folder, path):
+    filesystem = fsspec.filesystem("memory")
+    for name in NAMES:
+        filesystem.pipe_file(f"/{path.name}/{name}", content(name))
+    return f"memory://{path.name}"
+
+
+def read_all(listing):
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda file: file.read()[0], listing.files))
+    return [
+        (file.key, file.size, hashlib.sha256(data).hexdigest()) for file, data in zip(listing.files, read, strict=True)
+    ]
+
+
+def problems(listing):
+    return {file.key: file.problem for file in listing.files if file.problem}
+
+
+@pytest.fixture
+def memory():
+    """The file system in memory, empty again afterwards."""
+    filesystem = fsspec.filesystem("memory")
+    yield filesystem
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (as_tar, "photos.tar"),
+        (as_tar, "photos.tar.gz"),
+        (as_tar, "photos.TGZ"),
+        (as_zip, "photos.zip"),
+        (as_parquet, "photos.parquet"),
+        (as_hugging_face, "photos.parquet"),
+        (as_memory, "photos"),
+    ],
+)
+def test_every_kind_gives_the_same_images_as_the_folder(folder, tmp_path, memory, write, name):
+    expected = read_all(list_images(folder))
+    assert [key for key, _, _ in expected] == sorted(NAMES, key=str.encode)
+    listing = list_sources([write(folder, tmp_path / name)])
+    assert read_all(listing) == expected
+    assert listing.notes() == []
+
+
+def test_a_list_gives_the_images_of_the_folder_it_lies_in(folder, tmp_path):
+    expected = [(f"photos/{key}", *rest) for key, *rest in read_all(list_images(folder))]
+    assert read_all(list_sources([as_list(folder, tmp_path / "all.txt")])) == expected
+
+
+@pytest.mark.parametrize("write", [as_list, as_tar, as_zip, as_parquet])
+def test_archives_and_lists_are_read_behind_a_url(folder, tmp_path, memory, write):
+    name = {as_list: "a.lst", as_tar: "a.tar.gz", as_zip: "a.zip", as_parquet: "a.parquet"}[write]
+    path = write(folder, tmp_path / name)
+    as_memory(folder, folder)
+    memory.pipe_file(f"/{name}", path.read_bytes())
+    expected = read_all(list_sources([path]))
+    assert read_all(list_sources([f"memory://{name}"])) == expected
+    assert read_all(list_sources([f"file://{path}"])) == expected
+
+
+def test_several_sources_have_their_names_before_the_keys(folder, tmp_path):
+    listing = list_sources([folder, str(as_tar(folder, tmp_path / "photos.tar"))])
+    assert [file.key for file in listing.files] == sorted(
+        [f"{source}/{name}" for source in ("photos", "photos.tar") for name in NAMES], key=str.encode
+    )
+    assert len(read_all(listing)) == 2 * len(NAMES)
+
+
+def test_two_sources_of_one_name_are_refused(folder, tmp_path):
+    other = tmp_path / "other" / "photos"
+    other.mkdir(parents=True)
+    with pytest.raises(
+        UsageError, match=r"two sources are called 'photos' \(.*\) and their keys would mix; rename one"
+    ):
+        list_sources([folder, f"{other}/"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nowhere.tar", "is not a folder of images: it does not exist; a source is a folder, a list"),
+        ("notes.md", r"is not a folder of images; a source is a folder, a list \(.txt, .lst\), an archive"),
+        ("memory://nowhere.tar", "memory://nowhere.tar cannot be read: "),
+        ("nonsense://a/b", "nonsense:// is not a protocol that fsspec knows"),
+    ],
+)
+def test_what_is_no_source_is_refused(tmp_path, monkeypatch, memory, spec, message):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.md").touch()
+    with pytest.raises(UsageError, match=message):
+        list_sources([spec])
+    with pytest.raises(UsageError, match="no source of images is given"):
+        list_sources([])
+
+
+def test_a_missing_protocol_names_its_package():
+    with pytest.raises(MissingBackendError, match=r"^s3:// needs a package: pip install s3fs$"):
+        list_sources(["s3://bucket/photos"])
+    with pytest.raises(MissingBackendError, match=r"pip install 'fsspec\[sftp\]'$"):
+        list_sources(["sftp://host/photos"])
+
+
+def test_lines_of_a_list_are_paths_of_any_bytes(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"1")
+    (tmp_path / "a b.png").write_bytes(b"22")
+    (tmp_path / "folder.png").mkdir()
+    lines = [b"# a note", b"", b"  ", b"\xff.png", b"./a b.png", b"a b.png", b"gone.png", b"folder.png", b"x.md"]
+    (tmp_path / "l.lst").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    listing = list_sources([tmp_path / "l.lst"])
+    assert [(file.key, file.size) for file in listing.files if not file.problem] == [("\\xff.png", 1), ("a b.png", 2)]
+    assert problems(listing) == {
+        "gone.png": "cannot be examined (No such file or directory)",
+        "folder.png": "not a regular file (folder)",
+    }
+    assert listing.notes() == [
+        "l.lst holds 1 entries whose key comes again; the last of each counts",
+        "1 files are not images and were left out: .md (1)",
+    ]
+
+
+def test_other_members_are_counted_and_names_are_only_keys(tmp_path):
+    names = ["./a.jpg", "a.cls", "/etc/b.jpg", "../../c.png", os.fsdecode(b"\xff\\.png"), "readme"]
+    listing = list_sources([write_tar(tmp_path / "a.tar", [member(name, b"x") for name in names])])
+    assert [file.key for file in listing.files] == ["../../c.png", "/etc/b.jpg", "\\xff\\\\.png", "a.jpg"]
+    assert listing.ignored == {".cls": 1, "": 1}
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.tar"]
+
+
+def test_links_in_a_tar_are_what_they_lead_to(tmp_path):
+    links = [
+        member("sub/soft.jpg", type=tarfile.SYMTYPE, linkname="../real/a.jpg"),
+        member("real/a.jpg", b"first"),
+        member("hard.jpg", type=tarfile.LNKTYPE, linkname="real/a.jpg"),
+        member("real/a.jpg", b"second"),
+        member("early.jpg", type=tarfile.LNKTYPE, linkname="late.jpg"),
+        member("late.jpg", b"late"),
+        member("out.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        member("self.jpg", type=tarfile.SYMTYPE, linkname="self.jpg"),
+        member("pipe.jpg", type=tarfile.FIFOTYPE),
+    ]
+    listing = list_sources([write_tar(tmp_path / "a.tar", links)])
+    assert problems(listing) == {
+        "early.jpg": "link to late.jpg, which is not in the tar before it",
+        "out.jpg": "link to /etc/passwd, which is not in the tar",
+        "pipe.jpg": "not a regular file in the tar (a device or a pipe)",
+        "self.jpg": "a link that leads to itself",
+    }
+    assert {file.key: file.read() for file in listing.files if not file.problem} == {
+        "hard.jpg": (b"first", 1_700_000_000 * 10**9),
+        "late.jpg": (b"late", 1_700_000_000 * 10**9),
+        "real/a.jpg": (b"second", 1_700_000_000 * 10**9),
+        "sub/soft.jpg": (b"second", 1_700_000_000 * 10**9),
+    }
+
+
+def test_the_last_member_of_a_key_counts_and_the_others_are_told(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [member("a.jpg", data) for data in (b"one", b"two", b"three")])
+    listing = list_sources([path])
+    assert [file.read()[0] for file in listing.files] == [b"three"]
+    assert listing.notes() == ["a.tar holds 2 entries whose key comes again; the last of each counts"]
+
+
+@pytest.mark.parametrize(
+    ("end", "key"),
+    [
+        (1536 + 512 + 100, "b.jpg"),
+        (1536 + 100, "cut.tar#truncated"),
+        (1536, "cut.tar#truncated"),
+        (0, "cut.tar#truncated"),
+    ],
+)
+def test_a_cut_tar_gives_its_whole_members_and_one_failed_row(tmp_path, end, key):
+    data = write_tar(tmp_path / "a.tar", [member("a.jpg", b"a" * 1024), member("b.jpg", b"b" * 1024)]).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(data[:end])
+    listing = list_sources([tmp_path / "cut.tar"])
+    assert [file.read()[0] for file in listing.files if not file.problem] == ([b"a" * 1024] if end else [])
+    assert list(problems(listing)) == [key]
+    assert "cut off" in problems(listing)[key]
+    assert listing.unlisted[0].startswith("cut.tar: cut off or damaged (")
+
+
+def test_a_member_that_is_cut_off_has_the_size_of_what_is_there(tmp_path):
+    """So that it is embedded once the tar is whole."""
+    data = write_tar(tmp_path / "a.tar", [member("a.jpg", b"a" * 1024)]).read_bytes()
+    (tmp_path / "a.tar").write_bytes(data[:612])
+    (file,) = list_sources([tmp_path / "a.tar"]).files
+    assert (file.size, file.problem) == (100, "cut off: 100 of 1,024 bytes are there")
+
+
+def test_a_cut_or_damaged_gzip_gives_its_whole_members_and_one_failed_row(folder, tmp_path):
+    data = as_tar(folder, tmp_path / "a.tgz").read_bytes()
+    whole = {file.key: file.read() for file in list_sources([tmp_path / "a.tgz"]).files}
+    (tmp_path / "cut.tgz").write_bytes(data[: len(data) // 2])
+    listing = list_sources([tmp_path / "cut.tgz"])
+    good = {file.key: file.read() for file in listing.files if not file.problem}
+    assert 10 < len(good) < len(whole)
+    assert good.items() <= whole.items()
+    assert len(problems(listing)) == 1
+    assert "its gzip stream is cut off" in listing.notes()[0]
+    (tmp_path / "sum.tgz").write_bytes(data[:-8] + b"\0" * 8)
+    assert list(problems(list_sources([tmp_path / "sum.tgz"]))) == ["sum.tgz#truncated"]
+
+
+def test_tars_that_were_joined_are_not_taken_for_one(tmp_path):
+    one = write_tar(tmp_path / "a.tar", [member("a.jpg", b"a")]).read_bytes()
+    (tmp_path / "two.tar").write_bytes(one + one)
+    assert "behind its end mark" in problems(list_sources([tmp_path / "two.tar"]))["two.tar#truncated"]
+
+
+def test_gzip_is_read_at_any_position(tmp_path, monkeypatch):
+    monkeypatch.setattr("mio_export.sources.gunzipped._FIRST_SPACING_BYTES", 10_000)
+    monkeypatch.setattr("mio_export.sources.gunzipped._WINDOW_BYTES", 20_000)
+    monkeypatch.setattr("mio_export.sources.gunzipped._MOST_STATES", 16)
+    rng = np.random.default_rng(0)
+    plain = rng.bytes(1_000_000)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(plain[:300_000]) + gzip.compress(plain[300_000:]) + b"\0" * 512)
+    from mio_export.sources.blob import local_blob
+
+    gunzipped = Gunzipped(local_blob(str(tmp_path / "a.gz")))
+    for offset, size in zip(rng.integers(0, 1_010_000, 50).tolist(), rng.integers(0, 90_000, 50).tolist(), strict=True):
+        assert gunzipped.read_at(offset, size) == plain[offset : offset + size]
+    assert gunzipped.problem is None
+
+
+def test_members_of_a_zip_that_cannot_be_read_have_a_reason(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("good.jpg", b"good" * 50)
+        archive.writestr("bad.jpg", b"bad." * 50)
+        archive.writestr("odd.jpg", b"odd", zipfile.ZIP_LZMA)
+        link = zipfile.ZipInfo("link.jpg")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "good.jpg")
+    (tmp_path / "a.zip").write_bytes((tmp_path / "a.zip").read_bytes().replace(b"bad.bad.", b"Bad.bad.", 1))
+    listing = list_sources([tmp_path / "a.zip"])
+    assert problems(listing) == {
+        "link.jpg": "a link in a zip, which is not followed",
+        "odd.jpg": "compressed by zip method 14; stored (0) and deflate (8) are read",
+    }
+    bad, good = listing.files[:2]
+    assert good.read()[0] == b"good" * 50
+    with pytest.raises(OSError, match="damaged in the zip"):
+        bad.read()
+
+
+@pytest.mark.parametrize(("write", "name"), [(as_zip, "a.zip"), (as_parquet, "a.parquet")])
+def test_an_archive_without_its_directory_is_one_failed_row(folder, tmp_path, write, name):
+    path = write(folder, tmp_path / name)
+    path.write_bytes(path.read_bytes()[:-200])
+    listing = list_sources([path])
+    (file,) = listing.files
+    kind = {"a.zip": "zip", "a.parquet": "Parquet"}[name]
+    assert (file.key, file.size) == (name, path.stat().st_size)
+    assert file.problem.startswith(f"cannot be listed: not a whole {kind} file (")
+    assert listing.unlisted[0].startswith(f"{name}: cannot be listed")
+
+
+def test_rows_without_a_key_have_their_number_and_nulls_a_reason(tmp_path):
+    rows = [bytes([number]) for number in range(11)]
+    path = write_parquet(tmp_path / "a.parquet", {"bytes": [*rows[:4], None, *rows[5:]]}, row_group_size=3)
+    listing = list_sources([path])
+    assert [file.key for file in listing.files] == [f"{number:02d}" for number in range(11)]
+    assert problems(listing) == {"04": "the row holds no image bytes (null)"}
+    assert listing.files[10].read() == (b"\x0a", path.stat().st_mtime_ns)
+    other = write_parquet(tmp_path / "b.parquet", {"image": ["text"], "id": [1]})
+    assert (
+        "b.parquet has no column of image bytes; its columns are image, id"
+        in problems(list_sources([other]))["b.parquet"]
+    )
+
+
+def test_an_archive_that_changed_is_not_read_at_old_positions(folder, tmp_path):
+    path = as_tar(folder, tmp_path / "a.tar")
+    file = list_sources([path]).files[0]
+    file.read()
+    with path.open("ab") as tar:
+        tar.write(b"\0")
+    with pytest.raises(OSError, match=r"a\.tar changed since it was listed"):
+        file.read()
