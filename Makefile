@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 export UV_LINK_MODE := hardlink
+# folders of large photographs, such as those of Debian's lomiri-wallpapers and plasma-workspace-wallpapers
+PHOTOS ?= /usr/share/backgrounds /usr/share/wallpapers
 
 .PHONY: setup demo test check format evidence gpu clean
 
@@ -37,7 +39,10 @@ evidence: setup
 	$(BIN)/python benchmarks/quickstart.py
 	$(BIN)/python benchmarks/training_speed.py
 	$(BIN)/python benchmarks/truncation.py
+	$(BIN)/python benchmarks/objectives_search.py
 	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/gate.py
+	$(BIN)/python benchmarks/runtimes.py --photos $(PHOTOS)
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu -s

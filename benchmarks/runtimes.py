@@ -55,7 +55,14 @@ def trained(folder: Path, run: Path):
     from mio_export.models import Encoder
     from mio_export.train import recipe_from_dict, train
 
-    values = {"backbone": "resnet18", "image_size": 64, "epochs": EPOCHS, "batch_size": 64, "precision": "fp32"}
+    values = {
+        "backbone": "resnet18",
+        "stem": "imagenet",
+        "image_size": 64,
+        "epochs": EPOCHS,
+        "batch_size": 64,
+        "precision": "fp32",
+    }
     encoder = train(recipe_from_dict(values), folder, run, device="cpu").encoder
     preprocess = replace(encoder.preprocess, image_size=224, resize_size=256)
     return Encoder(encoder.spec, preprocess, encoder.backbone).eval()

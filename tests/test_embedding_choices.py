@@ -147,9 +147,7 @@ def test_large_jpegs_are_decoded_scaled_and_the_store_says_so(bundle, large_phot
     said = Said()
     result = embed(bundle.path, large_photos, tmp_path / "auto", progress=said)
     assert result.info.decode == "scaled"
-    assert any(
-        line.startswith("large JPEGs are decoded at a fraction of their size: cosine ") for line in said.lines
-    )
+    assert any(line.startswith("large JPEGs are decoded at a fraction of their size: cosine ") for line in said.lines)
     embed(bundle.path, large_photos, tmp_path / "full", decode="full")
     scaled, full = (load_embeddings(tmp_path / name).vectors for name in ("auto", "full"))
     cosines = (scaled * full).sum(1) / np.linalg.norm(scaled, axis=1) / np.linalg.norm(full, axis=1)

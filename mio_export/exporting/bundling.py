@@ -121,13 +121,13 @@ def export(
         writer = Writer(folder=folder, encoder=encoder, graphs=graphs, manifest=manifest)
         proofs = [_proved(order, writer, reference, progress) for order in asked]
         reports = tuple(proof.outcome.report for proof in proofs)
+        manifest = replace(manifest, artifacts=tuple(proof.artifact for proof in proofs))
+        write_page(folder, manifest, proofs, reference)
         refusals = [report for report in reports if report.verdict == "refused"]
         if refusals:
             _keep_rejected(folder, out.with_name(f"{out.name}.rejected"), refusals)
             raise GateError(_refusal_message(refusals, out.with_name(f"{out.name}.rejected")))
-        manifest = replace(manifest, artifacts=tuple(proof.artifact for proof in proofs))
         save_manifest(folder, manifest)
-        write_page(folder, manifest, proofs, reference)
     shutil.rmtree(out.with_name(f"{out.name}.rejected"), ignore_errors=True)
     return ExportResult(bundle=Bundle(path=out, manifest=manifest), reports=reports)
 
