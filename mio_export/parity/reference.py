@@ -83,6 +83,9 @@ class Reference:
 
 @torch.inference_mode()
 def _in_float64(encoder: Encoder, pixels: Pixels) -> Matrix:
+    # Once the count of threads was set, MKL splits float64 products in another way for the rest of the process: the
+    # last bit moves, and two exports from one process would not be equal. So it is set here, before the first product.
+    torch.set_num_threads(torch.get_num_threads())
     exact = copy.deepcopy(encoder).double().eval()
     batches = torch.from_numpy(pixels).split(_BATCH_SIZE)
     embeddings: Matrix = torch.cat([exact(batch) for batch in batches]).numpy()

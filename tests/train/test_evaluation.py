@@ -161,5 +161,5 @@ def test_encoders_that_decode_differently_are_not_scored_together(run, run_folde
 
 def test_the_device_is_named_and_must_be_there(run, evaluation, sample):
     assert evaluation.device in ("cpu", "cuda")
-    with pytest.raises(UsageError, match="device must be auto, cpu or cuda, got 'tpu'"):
+    with pytest.raises(UsageError, match="device must be auto, cpu, cuda, got 'tpu'"):
         evaluate(run, sample, device="tpu")
