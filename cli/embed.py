@@ -32,11 +32,19 @@ def run(
         str,
         typer.Option(help="full, or scaled: large JPEGs at a fraction of their size; auto: if your images allow it."),
     ] = "auto",
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts, for mio merge to join.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep vectors by content here, for other stores to use.")
+    ] = None,
     max_failures: Annotated[
         str | None, typer.Option(metavar="N|P%", help="More failed files than this: exit status 3.")
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try files again that failed before.")] = False,
+    rehash: Annotated[bool, typer.Option("--rehash", help="Read every file again, to find changed bytes.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove the rows of files that are gone.")] = False,
+    progress: Annotated[str, typer.Option(help="On standard error: auto, or json, an object a line.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Embed images, resumably.
@@ -59,10 +67,13 @@ def run(
         batch_size=batch_size,
         shard_size=shard_size,
         decode=decode,
+        shard=shard,
+        cache=cache,
         max_failures=max_failures,
         retry_failed=retry_failed,
+        rehash=rehash,
         prune_vanished=prune,
-        progress=stderr_progress(),
+        progress=stderr_progress(progress),
     )
     for note in result.notes:
         typer.echo(f"note: {note}", err=True)

@@ -1,20 +1,30 @@
 """What long work tells the person who waits for it: a bar on a terminal, plain lines elsewhere, nothing by default."""
 
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-_PLAIN_INTERVAL_S = 10.0
+from mio_export.errors import UsageError
+
+_INTERVAL_S = 10.0
 
 
 class Task(Protocol):
     """One piece of work with a known amount."""
 
-    def advance(self, amount: int = 1, *, note: str = "") -> None:
-        """Say that ``amount`` more is done; ``note``, if there is one, is shown behind it from now on."""
+    def advance(self, amount: int = 1, *, failed: int = 0, limited_by: str = "", note: str = "") -> None:
+        """Say that ``amount`` more is done, ``failed`` of it in vain.
+
+        Args:
+            amount: of the task's unit.
+            failed: of the amount.
+            limited_by: what the work waits for, from now on; empty: as before.
+            note: what is shown behind it, from now on; empty: as before.
+        """
 
 
 class Progress:
@@ -26,12 +36,36 @@ class Progress:
     @contextmanager
     def task(self, description: str, total: int, *, unit: str = "images") -> Iterator[Task]:
         """Follow a piece of work."""
-        yield _Silent()
+        yield _Counts(description, total, unit)
 
 
-class _Silent:
-    def advance(self, amount: int = 1, *, note: str = "") -> None:
-        """Do nothing."""
+class _Counts:
+    """What is known of a piece of work; what shows it says so in ``show``."""
+
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done, self.failed, self.limited_by, self.note = 0, 0, "", ""
+        self._start = time.monotonic()
+
+    def advance(self, amount: int = 1, *, failed: int = 0, limited_by: str = "", note: str = "") -> None:
+        self.done += amount
+        self.failed += failed
+        self.limited_by = limited_by or self.limited_by
+        self.note = note or self.note
+        self.show(amount)
+
+    def show(self, amount: int) -> None:
+        """Show the state, after ``amount`` more."""
+
+    @property
+    def rate(self) -> float:
+        return self.done / max(time.monotonic() - self._start, 1e-9)
+
+    @property
+    def remarks(self) -> str:
+        limit = f"limited by {self.limited_by}" if self.limited_by else ""
+        failures = f"{self.failed:,} failed" if self.failed else ""
+        return ", ".join(filter(None, (failures, limit, self.note)))
 
 
 class PlainProgress(Progress):
@@ -44,28 +78,51 @@ class PlainProgress(Progress):
     @contextmanager
     def task(self, description: str, total: int, *, unit: str = "images") -> Iterator[Task]:
         """Print how far the work is, now and then and at its end."""
-        task = _PlainTask(self, description, total, unit)
+        task = _SeldomShown(self._report, description, total, unit)
         yield task
-        task.report()
+        self._report(task)
+
+    def _report(self, task: _Counts) -> None:
+        remarks = f", {task.remarks}" if task.remarks else ""
+        self.line(f"{task.description}: {task.done:,} of {task.total:,} {task.unit}, {task.rate:,.0f}/s{remarks}")
 
 
-class _PlainTask:
-    def __init__(self, progress: PlainProgress, description: str, total: int, unit: str) -> None:
-        self._progress, self._description, self._total, self._unit = progress, description, total, unit
-        self._done, self._note = 0, ""
-        self._start = self._last = time.monotonic()
+class JsonProgress(PlainProgress):
+    """The same as JSON, an object a line: either ``{"message": …}`` or the state of a task."""
 
-    def advance(self, amount: int = 1, *, note: str = "") -> None:
-        self._done += amount
-        self._note = note or self._note
-        if time.monotonic() - self._last >= _PLAIN_INTERVAL_S:
+    def line(self, text: str) -> None:
+        """Print an object with a message."""
+        self._print({"message": text})
+
+    def _report(self, task: _Counts) -> None:
+        left = (task.total - task.done) / task.rate if task.rate else None
+        self._print(
+            {
+                "task": task.description,
+                "unit": task.unit,
+                "done": task.done,
+                "total": task.total,
+                "failed": task.failed,
+                "per_s": round(task.rate, 1),
+                "eta_s": None if left is None else round(left, 1),
+                "limited_by": task.limited_by or None,
+                "note": task.note or None,
+            }
+        )
+
+    def _print(self, content: dict[str, Any]) -> None:
+        print(json.dumps(content, ensure_ascii=False), file=sys.stderr, flush=True)  # noqa: T201
+
+
+class _SeldomShown(_Counts):
+    def __init__(self, report: Callable[[_Counts], None], description: str, total: int, unit: str) -> None:
+        super().__init__(description, total, unit)
+        self._report, self._last = report, time.monotonic()
+
+    def show(self, amount: int) -> None:
+        if time.monotonic() - self._last >= _INTERVAL_S:
             self._last = time.monotonic()
-            self.report()
-
-    def report(self) -> None:
-        rate = self._done / max(time.monotonic() - self._start, 1e-9)
-        note = f", {self._note}" if self._note else ""
-        self._progress.line(f"{self._description}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s{note}")
+            self._report(self)
 
 
 class TerminalProgress(PlainProgress):
@@ -85,22 +142,19 @@ class TerminalProgress(PlainProgress):
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[remarks]}"),
         )
         with Bars(*columns, console=Console(stderr=True)) as bars:
-            yield _BarTask(bars, bars.add_task(description, total=total, rate="", note=""), unit)
+            yield _Bar(bars, description, total, unit)
 
 
-class _BarTask:
-    def __init__(self, bars: Any, task_id: Any, unit: str) -> None:
-        self._bars, self._task_id, self._unit = bars, task_id, unit
-        self._done, self._start = 0, time.monotonic()
+class _Bar(_Counts):
+    def __init__(self, bars: Any, description: str, total: int, unit: str) -> None:
+        super().__init__(description, total, unit)
+        self._bars, self._id = bars, bars.add_task(description, total=total, rate="", remarks="")
 
-    def advance(self, amount: int = 1, *, note: str = "") -> None:
-        self._done += amount
-        rate = self._done / max(time.monotonic() - self._start, 1e-9)
-        changes = {"rate": f"{rate:,.0f} {self._unit}/s"} | ({"note": note} if note else {})
-        self._bars.update(self._task_id, advance=amount, **changes)
+    def show(self, amount: int) -> None:
+        self._bars.update(self._id, advance=amount, rate=f"{self.rate:,.0f} {self.unit}/s", remarks=self.remarks)
 
 
 def is_first_process() -> bool:
@@ -108,11 +162,30 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-def stderr_progress() -> Progress:
-    """Return bars if standard error is a terminal, plain lines otherwise, nothing in any process but the first."""
+def stderr_progress(style: str = "auto") -> Progress:
+    """Return what shows progress on standard error, nothing in any process but the first.
+
+    Args:
+        style: ``json``, or ``auto``: bars if standard error is a terminal, plain lines otherwise.
+
+    Raises:
+        UsageError: another style.
+    """
+    if style not in ("auto", "json"):
+        raise UsageError(f"progress must be auto or json, got {style!r}")
     if not is_first_process():
         return Progress()
+    if style == "json":
+        return JsonProgress()
     return TerminalProgress() if sys.stderr.isatty() else PlainProgress()
 
 
-__all__ = ["PlainProgress", "Progress", "Task", "TerminalProgress", "is_first_process", "stderr_progress"]
+__all__ = [
+    "JsonProgress",
+    "PlainProgress",
+    "Progress",
+    "Task",
+    "TerminalProgress",
+    "is_first_process",
+    "stderr_progress",
+]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,23 @@ STORE = "store.json"
 LOCK = ".lock"
 SCHEMA_VERSION = 1
 OK, FAILED, DUPLICATE = "ok", "failed", "duplicate"
+Vector: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which part of a collection a store holds: of its shards, every ``count``-th from the ``index``-th on."""
+
+    index: int
+    """From 1 to ``count``."""
+    count: int
+    num_files: int
+    """Of the whole collection."""
+    listing_sha256: str
+    """Hash of the keys of the whole collection."""
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +66,17 @@ class StoreInfo:
     normalized: bool
     batch_size: int
     shard_size: int
+    part: Part | None = None
+    """None if the store is whole."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What makes vectors comparable; it travels in every file that holds some."""
+        names = ("space", "artifact_sha256", "precision", "decode")
+        return {name: getattr(self, name) for name in names}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One discovered file."""
 
@@ -106,10 +131,13 @@ def shard_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*.parquet"))
 
 
-def next_shard(folder: Path) -> Path:
-    """Return the path of the shard to write next."""
-    shards = shard_paths(folder)
-    number = int(shards[-1].stem.removeprefix("shard-")) + 1 if shards else 0
+def shard_number(path: Path) -> int:
+    """Return the number in a shard's name."""
+    return int(path.stem.removeprefix("shard-"))
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Return the path of a shard."""
     return folder / f"shard-{number:06d}.parquet"
 
 
@@ -156,13 +184,7 @@ def write_shard(path: Path, info: StoreInfo, rows: Sequence[Row], vectors: npt.N
         "reason": pa.array([row.reason for row in rows], pa.string()),
         "embedding": embedding,
     }
-    identity = {
-        "space": info.space,
-        "artifact_sha256": info.artifact_sha256,
-        "precision": info.precision,
-        "decode": info.decode,
-    }
-    table = pa.table(columns).replace_schema_metadata({f"mio.{name}": value for name, value in identity.items()})
+    table = pa.table(columns).replace_schema_metadata({f"mio.{name}": value for name, value in info.identity.items()})
     _write_table(path, table)
 
 
@@ -174,10 +196,7 @@ def read_rows(folder: Path) -> list[Row]:
     """
     latest: dict[str, Row] = {}
     for path in shard_paths(folder):
-        columns = _read(path, [field.name for field in fields(Row)]).to_pydict()
-        for values in zip(*columns.values(), strict=True):
-            row = Row(**dict(zip(columns, values, strict=True)))
-            latest[row.key] = row
+        latest |= {row.key: row for row in _rows(path)}
     return sorted(latest.values(), key=lambda row: row.key.encode())
 
 
@@ -190,6 +209,15 @@ def locate(folder: Path) -> dict[str, tuple[str, Path, int]]:
             if status != FAILED:
                 found.setdefault(sha256, (key, path, row))
     return found
+
+
+def read_shard(path: Path) -> tuple[list[Row], npt.NDArray[np.float32]]:
+    """Return a shard's rows, and their vectors as ``read_vectors`` does.
+
+    Raises:
+        GateError: it cannot be read.
+    """
+    return _rows(path), read_vectors(path)
 
 
 def read_vectors(path: Path) -> npt.NDArray[np.float32]:
@@ -244,6 +272,12 @@ def load_embeddings(folder: str | Path) -> Embeddings:
     stacked = [vector for key in keys if (vector := latest[key]) is not None]
     vectors = np.stack(stacked) if stacked else np.empty((0, info.embedding_dim), np.float32)
     return Embeddings(keys=keys, vectors=vectors, info=info)
+
+
+def _rows(path: Path) -> list[Row]:
+    names = [field.name for field in fields(Row)]
+    columns = _read(path, names).to_pydict()
+    return [Row(**dict(zip(names, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

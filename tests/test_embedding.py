@@ -73,7 +73,7 @@ def test_the_same_work_has_the_same_bytes(bundle, photos, tmp_path):
 def test_a_second_run_opens_no_runtime(bundle, photos, out, monkeypatch):
     embed(bundle.path, photos, out)
     before = state(out)
-    monkeypatch.setattr("mio_export.embedding.folder.open_choice", lambda *_: pytest.fail("a runtime was opened"))
+    monkeypatch.setattr("mio_export.embedding.run.open_choice", lambda *_: pytest.fail("a runtime was opened"))
     result = embed(bundle.path, photos, out)
     assert result.num_embedded == 0
     assert state(out) == before

@@ -1,5 +1,6 @@
-"""Embedding: folders of images into a store of vectors."""
+"""Embedding: sources of images into a store of vectors."""
 
-from mio_export.embedding.folder import EmbedResult, embed
+from mio_export.embedding.merging import MergeResult, merge
+from mio_export.embedding.run import EmbedResult, embed
 
-__all__ = ["EmbedResult", "embed"]
+__all__ = ["EmbedResult", "MergeResult", "embed", "merge"]

@@ -2,57 +2,179 @@
 
 import hashlib
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from mio_export.embedding.originals import Originals
+from mio_export.embedding.cache import Cache
 from mio_export.errors import MioError
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.progress import Task
 from mio_export.runtimes import Runtime
 from mio_export.sources import SourceFile
-from mio_export.store import DUPLICATE, FAILED, OK, Row, StoreInfo
+from mio_export.store import FAILED, OK, Row, Vector
 
 
-def decode_ahead(
-    files: Sequence[SourceFile],
-    preprocess: Preprocess,
-    pool: ThreadPoolExecutor,
-    *,
-    originals: Originals,
-    scaled: bool,
-    window: int,
-) -> Iterator[tuple[Row, Pixels | None]]:
-    """Decode files in their order, at most ``window`` ahead of whoever takes them; known ones are only read."""
-    pending: deque[Future[tuple[Row, Pixels | None]]] = deque()
-    for file in files:
-        pending.append(pool.submit(decode, file, preprocess, originals=originals, scaled=scaled))
-        if len(pending) >= window:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """One file, read and decoded."""
+
+    row: Row
+    """``ok`` or ``failed``."""
+    pixels: Pixels | None = None
+    """None if it failed, or if the vector of its content is there already."""
+    vector: Vector | None = None
+    """What a cache has for its content, shape (D,)."""
+    read_s: float
+    decode_s: float
+
+
+@dataclass(kw_only=True)
+class Embedded:
+    """Some files, embedded: a row for each, and a vector for each content that was not known before."""
+
+    rows: list[Row] = field(default_factory=list)
+    vectors: dict[str, Vector] = field(default_factory=dict)
+    """By sha256 of the content, shape (D,)."""
+    computed: list[str] = field(default_factory=list)
+    """The contents whose vectors a runtime gave, not a cache."""
+
+
+class Limits:
+    """Where the time of a run goes."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    def add(self, what: str, seconds: float) -> None:
+        """Take down time of the run (``wait``, ``infer``, ``write``) or of its threads (``read``, ``decode``)."""
+        self._seconds[what] += seconds
+
+    @property
+    def bottleneck(self) -> str:
+        """``read``, ``decode``, ``infer`` or ``write``; empty until a second of work is done."""
+        run = {what: self._seconds[what] for what in ("wait", "infer", "write")}
+        if sum(run.values()) < 1:
+            return ""
+        longest = max(run, key=lambda what: run[what])
+        if longest == "wait":
+            return "decode" if self._seconds["decode"] >= self._seconds["read"] else "read"
+        return longest
+
+
+class Embedder:
+    """What turns files into rows and vectors with one runtime and one pool of decoding threads."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        preprocess: Preprocess,
+        pool: ThreadPoolExecutor,
+        *,
+        batch_size: int,
+        scaled: bool,
+        limits: Limits,
+    ) -> None:
+        self._limits = limits
+        self._runtime, self._preprocess, self._pool = runtime, preprocess, pool
+        self._batch_size, self._scaled = batch_size, scaled
+        self._window = 2 * (batch_size + pool._max_workers)
+
+    def embed(
+        self,
+        files: Sequence[SourceFile],
+        *,
+        is_known: Callable[[str], bool] = lambda sha256: False,
+        cache: Cache | None = None,
+        task: Task | None = None,
+    ) -> Embedded:
+        """Embed files in full batches, in their order.
+
+        Args:
+            files: to be read.
+            is_known: whether the vector of a content, by its sha256, is there already; asked by threads.
+            cache: gives vectors that need not be computed.
+            task: is told of each file.
+
+        Raises:
+            MioError: the runtime gave NaN or infinite values.
+        """
+        found = Embedded()
+        batch: dict[str, Pixels] = {}
+        for decoded in self._decode_ahead(files, is_known, cache):
+            row, sha256 = decoded.row, decoded.row.sha256
+            found.rows.append(row)
+            if sha256 is not None and sha256 not in found.vectors and sha256 not in batch:
+                if decoded.vector is not None:
+                    found.vectors[sha256] = decoded.vector
+                elif decoded.pixels is not None:
+                    batch[sha256] = decoded.pixels
+            if len(batch) == self._batch_size:
+                self._infer(batch, found)
+            if task is not None:
+                task.advance(failed=row.status == FAILED, limited_by=self._limits.bottleneck)
+        self._infer(batch, found)
+        return found
+
+    def _infer(self, batch: dict[str, Pixels], found: Embedded) -> None:
+        if not batch:
+            return
+        start = time.perf_counter()
+        vectors = self._runtime.embed(np.stack(list(batch.values())))
+        self._limits.add("infer", time.perf_counter() - start)
+        if not np.isfinite(vectors).all():
+            name = type(self._runtime).__name__
+            raise MioError(f"{name} gave NaN or infinite embeddings; prove the bundle again: mio verify --images")
+        found.vectors |= dict(zip(batch, vectors, strict=True))
+        found.computed += batch
+        batch.clear()
+
+    def _decode_ahead(
+        self, files: Sequence[SourceFile], is_known: Callable[[str], bool], cache: Cache | None
+    ) -> Iterator[Decoded]:
+        pending: deque[Future[Decoded]] = deque()
+        for file in files:
+            pending.append(
+                self._pool.submit(decode, file, self._preprocess, scaled=self._scaled, is_known=is_known, cache=cache)
+            )
+            if len(pending) >= self._window:
+                yield self._next(pending)
+        while pending:
+            yield self._next(pending)
+
+    def _next(self, pending: deque[Future[Decoded]]) -> Decoded:
+        start = time.perf_counter()
+        decoded = pending.popleft().result()
+        self._limits.add("wait", time.perf_counter() - start)
+        self._limits.add("read", decoded.read_s)
+        self._limits.add("decode", decoded.decode_s)
+        return decoded
 
 
 def decode(
-    file: SourceFile, preprocess: Preprocess, *, originals: Originals | None = None, scaled: bool = False
-) -> tuple[Row, Pixels | None]:
-    """Read and decode one file; what goes wrong with it is its row's reason.
-
-    No pixels and no reason: its content is known, so that nothing is to be computed.
-    """
+    file: SourceFile,
+    preprocess: Preprocess,
+    *,
+    scaled: bool = False,
+    is_known: Callable[[str], bool] = lambda sha256: False,
+    cache: Cache | None = None,
+) -> Decoded:
+    """Read and decode one file; what goes wrong with it is its row's reason."""
     size, mtime_ns, sha256 = file.size, file.mtime_ns, None
-    pixels, stage, reason = None, "read" if file.problem else None, file.problem
+    pixels = vector = None
+    stage, reason = "read" if file.problem else None, file.problem
+    start = read = time.perf_counter()
     if reason is None:
         try:
             data, mtime_ns = file.read()
             size, sha256 = len(data), hashlib.sha256(data).hexdigest()
-            if originals is None or sha256 not in originals:
-                pixels = preprocess.decode(data, scaled=scaled)
+            read = time.perf_counter()
+            if not is_known(sha256):
+                vector = cache.get(sha256) if cache else None
+                pixels = preprocess.decode(data, scaled=scaled) if vector is None else None
         except OSError as error:
             stage, reason = "read", f"cannot be read: {error.strerror or error}"
         except DecodeError as error:
@@ -66,80 +188,4 @@ def decode(
         stage=stage,
         reason=reason,
     )
-    return row, pixels
-
-
-class Limits:
-    """Where the time of a run went: waiting for decoded images, or inference."""
-
-    def __init__(self) -> None:
-        self.waited_s = 0.0
-        self.inferred_s = 0.0
-
-    def note(self) -> str:
-        """Return what limits the run, once it is worth saying."""
-        if self.waited_s + self.inferred_s < 1:
-            return ""
-        return "limited by " + ("reading and decoding" if self.waited_s > self.inferred_s else "inference")
-
-
-def embed_shard(
-    decoded: Iterator[tuple[Row, Pixels | None]],
-    runtime: Runtime,
-    info: StoreInfo,
-    originals: Originals,
-    limits: Limits,
-    task: Task,
-) -> tuple[list[Row], npt.NDArray[np.float32]]:
-    """Embed the readable images of a shard in full batches, of equal ones the first.
-
-    Returns:
-        A row for each file, and the vectors of those that have one, in their order.
-    """
-    rows: list[Row] = []
-    batch: list[Pixels] = []
-    fresh: list[npt.NDArray[np.float32]] = []
-    contents: list[str] = []  # of each row with a vector
-    place: dict[str, int] = {}  # of each content that is computed here
-
-    def flush() -> None:
-        if batch:
-            start = time.perf_counter()
-            fresh.append(_finite(runtime.embed(np.stack(batch)), runtime))
-            limits.inferred_s += time.perf_counter() - start
-            batch.clear()
-
-    start = time.perf_counter()
-    for row, pixels in decoded:
-        limits.waited_s += time.perf_counter() - start
-        if row.status == OK:
-            sha256 = row.sha256 or ""  # a file that was read has one
-            original = originals.key(sha256)
-            if original is None:
-                assert pixels is not None
-                place[sha256] = len(place)
-                originals.begin(sha256, row.key)
-                batch.append(pixels)
-            elif original != row.key:
-                row = replace(row, status=DUPLICATE, reason=f"same bytes as {original}")
-            contents.append(sha256)
-        rows.append(row)
-        if len(batch) == info.batch_size:
-            flush()
-        task.advance(note=limits.note())
-        start = time.perf_counter()
-    flush()
-    computed = np.concatenate(fresh) if fresh else np.empty((0, info.embedding_dim), np.float32)
-    vectors = np.empty((len(contents), info.embedding_dim), np.float32)
-    for index, sha256 in enumerate(contents):
-        vectors[index] = computed[place[sha256]] if sha256 in place else originals.vector(sha256)
-    return rows, vectors
-
-
-def _finite(vectors: npt.NDArray[np.float32], runtime: Runtime) -> npt.NDArray[np.float32]:
-    """Stop before a vector that no proved artifact gives is written."""
-    if not np.isfinite(vectors).all():
-        raise MioError(
-            f"{type(runtime).__name__} gave NaN or infinite embeddings; prove the bundle again: mio verify --images"
-        )
-    return vectors
+    return Decoded(row=row, pixels=pixels, vector=vector, read_s=read - start, decode_s=time.perf_counter() - read)

@@ -8,7 +8,19 @@ import time
 
 import pytest
 
-COMMANDS = ("quickstart", "train", "evaluate", "export", "verify", "bench", "embed", "search", "inspect", "doctor")
+COMMANDS = (
+    "quickstart",
+    "train",
+    "evaluate",
+    "export",
+    "verify",
+    "bench",
+    "embed",
+    "merge",
+    "search",
+    "inspect",
+    "doctor",
+)
 
 
 def example_lines(text):

@@ -1,38 +1,24 @@
 """``embed``: sources of images into an embedding store, one row for every file, resumable at any moment."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from mio_export.bundle import Bundle, load_bundle
-from mio_export.embedding.choices import fastest, settle_decoding
-from mio_export.embedding.originals import Originals
-from mio_export.embedding.pipeline import Limits, decode_ahead, embed_shard
-from mio_export.errors import GateError, MioError, SpaceError, UsageError
+from mio_export.embedding.cache import Cache
+from mio_export.embedding.parts import files_of
+from mio_export.embedding.pipeline import Embedder, Limits
+from mio_export.embedding.settling import Wishes, settle
+from mio_export.embedding.writer import StoreWriter
+from mio_export.errors import GateError, MioError, UsageError
 from mio_export.progress import Progress
-from mio_export.runtimes import Choice, choose
+from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import num_threads
 from mio_export.runtimes.registry import open_choice
 from mio_export.sources import Listing, SourceFile, list_sources, named
-from mio_export.store import (
-    DUPLICATE,
-    FAILED,
-    STORE,
-    Row,
-    StoreInfo,
-    locked,
-    next_shard,
-    prune,
-    read_info,
-    read_rows,
-    shard_paths,
-    write_info,
-    write_shard,
-)
-
-BATCH_SIZE = 32
-SHARD_SIZE = 4096
+from mio_export.store import DUPLICATE, FAILED, Row, StoreInfo, locked, prune, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +27,7 @@ class EmbedResult:
 
     info: StoreInfo
     num_files: int
-    """Files found in the source."""
+    """Files found in the source, of a part those that are its own."""
     num_ok: int
     """Of them, those with an embedding, duplicates included."""
     num_duplicates: int
@@ -69,6 +55,8 @@ class EmbedResult:
             lines.append(f"{self.num_pruned:,} rows of files that are gone were removed")
         elif self.num_vanished:
             lines.append(f"{self.num_vanished:,} rows belong to files that are gone; --prune removes them")
+        if self.info.part:
+            lines.append(f"this is part {self.info.part}; once all are done: mio merge PART... -o OUT")
         return lines
 
 
@@ -83,8 +71,11 @@ def embed(
     batch_size: int | None = None,
     shard_size: int | None = None,
     decode: str = "auto",
+    shard: str | None = None,
+    cache: str | Path | None = None,
     max_failures: str | None = None,
     retry_failed: bool = False,
+    rehash: bool = False,
     prune_vanished: bool = False,
     progress: Progress | None = None,
 ) -> EmbedResult:
@@ -104,8 +95,12 @@ def embed(
         shard_size: rows in a shard; None: 4,096, or what the store has.
         decode: ``full``; ``scaled``: large JPEGs at a fraction of their size, several times faster; ``auto``: scaled if
             that keeps the embeddings of a sample of the files.
+        shard: ``I/N``: only the I-th of N parts of the collection; ``merge`` makes one store of all. Every part must
+            choose alike, so ``auto`` takes the first runtime that is installed, without measuring.
+        cache: a folder that keeps vectors by content, for other stores of the same artifact.
         max_failures: how many files may fail, a number or a share such as ``5%``; None: all but one.
         retry_failed: also try again the files that failed before.
+        rehash: also read every file whose size and time are as before, and embed it again if its bytes are not.
         prune_vanished: remove the rows of files that are gone.
         progress: is told how far the work is.
 
@@ -130,18 +125,26 @@ def embed(
         )
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; -o names a folder")
+    wishes = Wishes(
+        runtime=runtime,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        decode=decode,
+        shard=shard,
+    )
     with locked(out):
-        info, choice = _begin(
-            opened, out, listing.files, runtime, precision, device, batch_size, shard_size, decode, progress
-        )
+        info, choice = settle(opened, out, listing.files, wishes, progress)
+        files = files_of(info.part, listing.files, info.shard_size)
         seen = _by_key(out)
-        todo = [file for file in listing.files if _needs_work(file, seen.get(file.key), retry_failed)]
+        todo = _todo(files, seen, retry_failed, rehash, progress)
         if todo:
-            _embed_files(opened, choice, todo, info, out, progress)
+            _embed_files(opened, choice, todo, info, out, cache, progress)
             seen = _by_key(out)
-        found = frozenset(file.key for file in listing.files)
+        found = frozenset(file.key for file in files)
         num_pruned = prune(out, found) if prune_vanished else 0
-    result = _result(info, listing, seen, len(todo), num_pruned)
+    result = _result(info, found, listing, seen, len(todo), num_pruned)
     if allowed is not None and result.num_failed > allowed(result.num_files):
         raise GateError(
             f"{result.num_failed:,} of {result.num_files:,} files failed, more than {max_failures};"
@@ -163,132 +166,88 @@ def _failure_limit(text: str | None) -> Callable[[int], float] | None:
     return lambda total: total * value / 100 if share else value
 
 
-def _begin(
-    bundle: Bundle,
-    out: Path,
-    files: Sequence[SourceFile],
-    runtime: str,
-    precision: str,
-    device: str,
-    batch_size: int | None,
-    shard_size: int | None,
-    decode: str,
-    progress: Progress,
-) -> tuple[StoreInfo, Choice]:
-    """Settle every choice: those of the store if there is one, else the given ones, written down at once."""
-    if decode not in ("auto", "full", "scaled"):
-        raise UsageError(f"decode must be auto, full or scaled, got {decode!r}")
-    stored = read_info(out)
-    if stored is None and shard_paths(out):
-        raise GateError(f"{out} holds shards but no {STORE} to say what they are; choose another -o")
-    if stored is not None:
-        runtime = stored.runtime if runtime == "auto" else runtime
-        precision = stored.precision if precision == "auto" else precision
-        device = stored.device if device == "auto" else device
-        batch_size = stored.batch_size if batch_size is None else batch_size
-        shard_size = stored.shard_size if shard_size is None else shard_size
-        decode = stored.decode if decode == "auto" else decode
-        if stored.space != bundle.manifest.space:
-            raise SpaceError(
-                f"{out} holds vectors of another embedding space ({stored.bundle}, {stored.space[:12]}…)"
-                f" than {bundle.path} ({bundle.manifest.space[:12]}…); choose another -o"
-            )
-    if runtime == "auto" and precision in ("auto", "fp32"):
-        choice = fastest(bundle, device=device, progress=progress)
-    else:
-        choice = choose(bundle, runtime, precision=precision, device=device)
-    info = StoreInfo(
-        bundle=bundle.manifest.name,
-        space=bundle.manifest.space,
-        artifact_file=choice.file,
-        artifact_sha256=choice.sha256,
-        precision=choice.precision,
-        decode=settle_decoding(decode, bundle, choice, files, progress=progress),
-        runtime=choice.runtime,
-        device=choice.device,
-        embedding_dim=bundle.manifest.encoder.embedding_dim,
-        normalized=bundle.manifest.encoder.normalize,
-        batch_size=min(BATCH_SIZE, bundle.manifest.max_batch) if batch_size is None else batch_size,
-        shard_size=SHARD_SIZE if shard_size is None else shard_size,
-    )
-    _check_sizes(info, bundle)
-    if stored is None:
-        write_info(out, info)
-    else:
-        _check_same(stored, info, out)
-    return stored or info, choice
-
-
-def _check_sizes(info: StoreInfo, bundle: Bundle) -> None:
-    largest = bundle.manifest.max_batch
-    if not 1 <= info.batch_size <= largest:
-        raise UsageError(
-            f"batch size must be 1 to {largest} (the largest that {bundle.path} was proved at), got {info.batch_size}"
-        )
-    if info.shard_size < 1:
-        raise UsageError(f"shard size must be 1 or more, got {info.shard_size}")
-
-
-def _check_same(stored: StoreInfo, info: StoreInfo, out: Path) -> None:
-    for field in ("artifact_sha256", "precision", "decode"):
-        if getattr(stored, field) != getattr(info, field):
-            raise SpaceError(
-                f"{out} holds vectors of {stored.artifact_file} ({stored.precision}, {stored.artifact_sha256[:12]}…),"
-                f" not of {info.artifact_file} ({info.precision}, {info.artifact_sha256[:12]}…); choose another -o"
-            )
-    for field in ("device", "batch_size", "shard_size"):
-        if getattr(stored, field) != getattr(info, field):
-            name = f"--{field.replace('_', '-')}"
-            raise UsageError(
-                f"{out} was begun with {name} {getattr(stored, field)}, got {getattr(info, field)};"
-                f" leave {name} out, or choose another -o"
-            )
-
-
 def _by_key(out: Path) -> dict[str, Row]:
     return {row.key: row for row in read_rows(out)}
 
 
-def _needs_work(file: SourceFile, seen: Row | None, retry_failed: bool) -> bool:
-    if seen is None or (seen.size, seen.mtime_ns) != (file.size, file.mtime_ns):
-        return True
-    return retry_failed and seen.status == FAILED
+def _todo(
+    files: Sequence[SourceFile], seen: dict[str, Row], retry_failed: bool, rehash: bool, progress: Progress
+) -> list[SourceFile]:
+    """Return the files that have no row, or another size or time than their row, or other bytes if those are read."""
+
+    def needs_work(file: SourceFile) -> bool:
+        row = seen.get(file.key)
+        if row is None or (row.size, row.mtime_ns) != (file.size, file.mtime_ns):
+            return True
+        return retry_failed and row.status == FAILED
+
+    if not rehash:
+        return [file for file in files if needs_work(file)]
+    with ThreadPoolExecutor(num_threads()) as pool, progress.task("reading again", len(files)) as task:
+        todo = []
+        for file, changed in zip(
+            files, pool.map(lambda file: needs_work(file) or _has_changed(file, seen[file.key]), files), strict=True
+        ):
+            if changed:
+                todo.append(file)
+            task.advance()
+    return todo
+
+
+def _has_changed(file: SourceFile, row: Row) -> bool:
+    """Whether a file's bytes are not those of its row."""
+    try:
+        return hashlib.sha256(file.read()[0]).hexdigest() != row.sha256
+    except OSError:
+        return row.sha256 is not None
 
 
 def _embed_files(
-    bundle: Bundle, choice: Choice, files: Sequence[SourceFile], info: StoreInfo, out: Path, progress: Progress
+    bundle: Bundle,
+    choice: Choice,
+    files: Sequence[SourceFile],
+    info: StoreInfo,
+    out: Path,
+    cache: str | Path | None,
+    progress: Progress,
 ) -> None:
     progress.line(
         f"{choice.runtime} {choice.precision} on {choice.device} ({choice.file}), {len(files):,} files to embed"
     )
-    workers = num_threads()
-    originals, limits = Originals(out), Limits()
+    limits = Limits()
+    kept = Cache(Path(cache), info) if cache is not None else None
     with (
         open_choice(bundle, choice) as runtime,
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(num_threads()) as pool,
+        StoreWriter(out, info, limits) as writer,
         progress.task("embedding", len(files)) as task,
     ):
+        embedder = Embedder(
+            runtime,
+            bundle.manifest.preprocess,
+            pool,
+            batch_size=info.batch_size,
+            scaled=info.decode == "scaled",
+            limits=limits,
+        )
         try:
             for start in range(0, len(files), info.shard_size):
-                decoded = decode_ahead(
-                    files[start : start + info.shard_size],
-                    bundle.manifest.preprocess,
-                    pool,
-                    originals=originals,
-                    scaled=info.decode == "scaled",
-                    window=2 * (info.batch_size + workers),
-                )
-                rows, vectors = embed_shard(decoded, runtime, info, originals, limits, task)
-                path = next_shard(out)
-                write_shard(path, info, rows, vectors)
-                originals.commit(path, rows)
+                shard = files[start : start + info.shard_size]
+                embedded = embedder.embed(shard, is_known=writer.__contains__, cache=kept, task=task)
+                writer.append(embedded.rows, embedded.vectors)
+                if kept:
+                    kept.put({sha256: embedded.vectors[sha256] for sha256 in embedded.computed})
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+        finally:
+            if kept:
+                kept.close()
 
 
-def _result(info: StoreInfo, listing: Listing, seen: dict[str, Row], num_embedded: int, num_pruned: int) -> EmbedResult:
-    found = {file.key for file in listing.files}
+def _result(
+    info: StoreInfo, found: frozenset[str], listing: Listing, seen: dict[str, Row], num_embedded: int, num_pruned: int
+) -> EmbedResult:
     num_ok = sum(1 for key in found if seen[key].has_vector)
     return EmbedResult(
         info=info,

@@ -1,0 +1,60 @@
+"""Vectors kept beyond one store, by content: a collection that was renamed or moved costs no inference."""
+
+import hashlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from mio_export.errors import MioError
+from mio_export.store import StoreInfo, Vector
+
+_WAIT_S = 60
+
+
+class Cache:
+    """A SQLite file in a folder, one for each identity of vectors; threads and processes may use it at once.
+
+    Raises:
+        MioError: it is damaged, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, info: StoreInfo) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256("\n".join(info.identity.values()).encode()).hexdigest()[:32]
+        self.path = folder / f"{name}.sqlite"
+        self._lock = threading.Lock()
+        with self._one_line():
+            self._connection = sqlite3.connect(self.path, timeout=_WAIT_S, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS vectors (sha256 BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
+            )
+
+    def get(self, sha256: str) -> Vector | None:
+        """Return the vector of a content, float32 (D,); None if there is none."""
+        with self._one_line(), self._lock:
+            found = self._connection.execute(
+                "SELECT vector FROM vectors WHERE sha256 = ?", (bytes.fromhex(sha256),)
+            ).fetchone()
+        return np.frombuffer(found[0], np.float32) if found else None
+
+    def put(self, vectors: Mapping[str, Vector]) -> None:
+        """Keep vectors, by the sha256 of their contents; all or none."""
+        rows = [(bytes.fromhex(sha256), vector.astype(np.float32).tobytes()) for sha256, vector in vectors.items()]
+        with self._one_line(), self._lock, self._connection:
+            self._connection.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise MioError(f"the cache {self.path} cannot be used: {error}; delete it, or leave --cache out") from None

@@ -1,0 +1,122 @@
+"""Every choice of a store, settled before the first image: those it was begun with, else those given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mio_export.bundle import Bundle
+from mio_export.embedding.choices import fastest, settle_decoding
+from mio_export.embedding.parts import part_of
+from mio_export.errors import GateError, SpaceError, UsageError
+from mio_export.progress import Progress
+from mio_export.runtimes import Choice, choose
+from mio_export.sources import SourceFile
+from mio_export.store import STORE, StoreInfo, read_info, shard_paths, write_info
+
+BATCH_SIZE = 32
+SHARD_SIZE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What was asked for; ``auto`` and None leave it to the store, or to what is measured."""
+
+    runtime: str
+    precision: str
+    device: str
+    batch_size: int | None
+    shard_size: int | None
+    decode: str
+    shard: str | None
+
+
+def settle(
+    bundle: Bundle, out: Path, files: Sequence[SourceFile], wishes: Wishes, progress: Progress
+) -> tuple[StoreInfo, Choice]:
+    """Settle every choice, and write a new store's down at once.
+
+    Raises:
+        UsageError: a wish is not allowed, or differs from what the store was begun with.
+        GateError: the folder holds shards but no description.
+        SpaceError: the store holds vectors of another space, artifact, precision or decode mode.
+    """
+    if wishes.decode not in ("auto", "full", "scaled"):
+        raise UsageError(f"decode must be auto, full or scaled, got {wishes.decode!r}")
+    part = part_of(wishes.shard, files) if wishes.shard is not None else None
+    stored = read_info(out)
+    if stored is None and shard_paths(out):
+        raise GateError(f"{out} holds shards but no {STORE} to say what they are; choose another -o")
+    runtime, precision, device, decode = wishes.runtime, wishes.precision, wishes.device, wishes.decode
+    batch_size, shard_size = wishes.batch_size, wishes.shard_size
+    if stored is not None:
+        runtime = stored.runtime if runtime == "auto" else runtime
+        precision = stored.precision if precision == "auto" else precision
+        device = stored.device if device == "auto" else device
+        batch_size = stored.batch_size if batch_size is None else batch_size
+        shard_size = stored.shard_size if shard_size is None else shard_size
+        decode = stored.decode if decode == "auto" else decode
+        if stored.space != bundle.manifest.space:
+            raise SpaceError(
+                f"{out} holds vectors of another embedding space ({stored.bundle}, {stored.space[:12]}…)"
+                f" than {bundle.path} ({bundle.manifest.space[:12]}…); choose another -o"
+            )
+    # the parts of a collection must choose alike, so none of them measures
+    if runtime == "auto" and precision in ("auto", "fp32") and part is None:
+        choice = fastest(bundle, device=device, progress=progress)
+    else:
+        choice = choose(bundle, runtime, precision=precision, device=device)
+    info = StoreInfo(
+        bundle=bundle.manifest.name,
+        space=bundle.manifest.space,
+        artifact_file=choice.file,
+        artifact_sha256=choice.sha256,
+        precision=choice.precision,
+        decode=settle_decoding(decode, bundle, choice, files, progress=progress),
+        runtime=choice.runtime,
+        device=choice.device,
+        embedding_dim=bundle.manifest.encoder.embedding_dim,
+        normalized=bundle.manifest.encoder.normalize,
+        batch_size=min(BATCH_SIZE, bundle.manifest.max_batch) if batch_size is None else batch_size,
+        shard_size=SHARD_SIZE if shard_size is None else shard_size,
+        part=part,
+    )
+    _check_sizes(info, bundle)
+    if stored is None:
+        write_info(out, info)
+    else:
+        _check_same(stored, info, out)
+    return stored or info, choice
+
+
+def _check_sizes(info: StoreInfo, bundle: Bundle) -> None:
+    largest = bundle.manifest.max_batch
+    if not 1 <= info.batch_size <= largest:
+        raise UsageError(
+            f"batch size must be 1 to {largest} (the largest that {bundle.path} was proved at), got {info.batch_size}"
+        )
+    if info.shard_size < 1:
+        raise UsageError(f"shard size must be 1 or more, got {info.shard_size}")
+
+
+def _check_same(stored: StoreInfo, info: StoreInfo, out: Path) -> None:
+    if stored.identity != info.identity:
+        raise SpaceError(
+            f"{out} holds vectors of {stored.artifact_file} ({stored.precision}, {stored.decode} decoding,"
+            f" {stored.artifact_sha256[:12]}…), not of {info.artifact_file} ({info.precision}, {info.decode} decoding,"
+            f" {info.artifact_sha256[:12]}…); choose another -o"
+        )
+    for field in ("device", "batch_size", "shard_size"):
+        if getattr(stored, field) != getattr(info, field):
+            name = f"--{field.replace('_', '-')}"
+            raise UsageError(
+                f"{out} was begun with {name} {getattr(stored, field)}, got {getattr(info, field)};"
+                f" leave {name} out, or choose another -o"
+            )
+    if str(stored.part) != str(info.part):
+        begun = f"with --shard {stored.part}" if stored.part else "without --shard"
+        raise UsageError(f"{out} was begun {begun}; call it so again, or choose another -o")
+    if stored.part != info.part:
+        raise UsageError(
+            f"the collection has changed since {out} was begun ({stored.part.num_files if stored.part else 0:,} files,"
+            f" now {info.part.num_files if info.part else 0:,}), so its parts would not fit; begin them in another -o"
+        )
