@@ -53,6 +53,8 @@ def run(
     interruption, and embeds only what is new or changed.
 
     Example:  mio embed encoder.mio photos -o embeddings
+
+    Example:  mio embed encoder.mio photos -o part-1 --shard 1/2
     """
     from mio_export.embedding import embed
     from mio_export.progress import stderr_progress
@@ -81,5 +83,5 @@ def run(
         print_json(asdict(result))
     else:
         typer.echo("\n".join(result.summary(out)))
-    if result.num_ok == 0:
+    if result.num_failed and result.num_ok == 0:
         raise GateError(f"all {result.num_failed:,} files failed; their reasons: mio inspect {out}")
