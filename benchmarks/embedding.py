@@ -93,7 +93,7 @@ def decode_all(folder: Path, preprocess, *, scaled: bool) -> int:
 
     with ThreadPoolExecutor(num_threads()) as pool:
         files = list_images(folder).files
-        return sum(pixels is not None for _, pixels in pool.map(lambda f: decode(f, preprocess, scaled=scaled), files))
+        return sum(d.pixels is not None for d in pool.map(lambda f: decode(f, preprocess, scaled=scaled), files))
 
 
 def infer_all(runtime, count: int) -> int:

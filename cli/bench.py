@@ -12,6 +12,9 @@ def run(
     bundle: Annotated[Path, typer.Argument(metavar="NAME.mio", help="A bundle.")],
     batch_size: Annotated[int, typer.Option(help="Images embedded at once.")] = 32,
     seconds: Annotated[float, typer.Option(help="How long to measure, all artifacts together.")] = 10.0,
+    images: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Your images: also measure decoding, and all of mio embed.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -21,12 +24,17 @@ def run(
     machine does hits all alike.
 
     Example:  mio bench encoder.mio --seconds 2
+
+    Example:  mio bench encoder.mio --images photos --seconds 2
     """
     from mio_export.benching import bench
+    from mio_export.embedding import measure
 
     result = bench(bundle, batch_size=batch_size, seconds=seconds, device=device)
+    throughput = measure(bundle, images, batch_size=batch_size, seconds=seconds, device=device) if images else None
     if as_json:
-        print_json(result.to_dict())
+        print_json(result.to_dict() | ({"images": throughput.to_dict()} if throughput else {}))
         return
     print_table(f"images/s at batch {batch_size}: median of {result.num_rounds} rounds", *result.table())
-    typer.echo("\n" + "\n".join([*result.findings(), result.machine.describe()]))
+    lines = [*result.findings(), *(throughput.lines() if throughput else []), result.machine.describe()]
+    typer.echo("\n" + "\n".join(lines))

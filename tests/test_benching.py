@@ -133,3 +133,19 @@ def test_the_command_prints_a_table_and_what_it_says(mio, bundle):
     refused = mio("bench", bundle.path, "--batch-size", "64")
     assert refused.code == 2
     assert "batch_size must be 1 to 32" in refused.err
+
+
+def test_with_images_each_stage_and_what_limits_is_measured(mio, bundle, photos, tmp_path):
+    result = mio("bench", bundle.path, "--seconds", "0.5", "--images", photos, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["images"]
+    assert found["num_images"] == 24
+    assert found["limited_by"] == ("decode" if found["decoding"] < found["inference"] else "infer")
+    assert 0 < found["end_to_end"] < 1.2 * min(found["decoding"], found["inference"])
+    text = mio("bench", bundle.path, "--seconds", "0.5", "--images", photos).out
+    assert "decode alone" in text
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"no image")
+    result = mio("bench", bundle.path, "--seconds", "0.5", "--images", tmp_path / "bad")
+    assert result.code == 3
+    assert result.err.endswith("bad can be read\n")

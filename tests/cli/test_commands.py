@@ -63,7 +63,14 @@ def test_every_example_runs_as_it_stands(mio, workplace, monkeypatch, command):
             shutil.rmtree("run")
             arguments[arguments.index("20")] = "1"  # one epoch is enough to see that it runs
         if "resnet50" in example:
-            arguments += ["--max-batch", "2", "--limit", "4", "--preprocess", "image_size=64"]  # the same path with less to compute
+            arguments += [
+                "--max-batch",
+                "2",
+                "--limit",
+                "4",
+                "--preprocess",
+                "image_size=64",
+            ]  # the same path with less to compute
         if command == "merge":
             shutil.rmtree("embeddings", ignore_errors=True)
             for index in (1, 2):
