@@ -6,7 +6,9 @@ export UV_LINK_MODE := hardlink
 # folders of large photographs, such as those of Debian's lomiri-wallpapers and plasma-workspace-wallpapers
 PHOTOS ?= /usr/share/backgrounds /usr/share/wallpapers
 
-.PHONY: setup demo test check format evidence gpu clean
+PEERS_READY := .peers/.ready
+
+.PHONY: setup demo test check format evidence peers gpu clean
 
 setup: $(READY)
 
@@ -32,7 +34,15 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-evidence: setup
+# other tools that benchmarks compare with, in an environment of their own
+peers: setup $(PEERS_READY)
+
+$(PEERS_READY): benchmarks/peers/requirements.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .peers
+	$(BIN)/uv pip install --quiet --python .peers/bin/python --requirement benchmarks/peers/requirements.txt
+	touch $(PEERS_READY)
+
+evidence: setup peers
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python benchmarks/objective_cost.py
 	$(BIN)/python benchmarks/startup.py
@@ -43,6 +53,7 @@ evidence: setup
 	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/gate.py
 	$(BIN)/python benchmarks/runtimes.py --photos $(PHOTOS)
+	$(BIN)/python benchmarks/embedding.py --photos $(PHOTOS)
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu -s
