@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 
-def html_page(title: str, sections: Iterable[str]) -> str:
-    """Return a whole page that fetches nothing and runs nothing; empty sections are left out."""
-    return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(filter(None, sections)))
+def html_page(title: str, sections: Iterable[str], *, style: str = "") -> str:
+    """Return a whole page that fetches nothing; empty sections are left out, ``style`` is more CSS."""
+    return _PAGE.format(title=escape(title), style=_STYLE + style, body="\n".join(filter(None, sections)))
 
 
 def section(title: str, body: str) -> str:

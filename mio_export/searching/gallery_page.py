@@ -82,7 +82,7 @@ def gallery_page(findings: Findings, library: Library, *, title: str) -> str:
         library.html,
         f"<script>{SCRIPT}</script>",
     ]
-    return html_page(f"{title} · gallery", sections).replace("</style>", f"{STYLE}</style>", 1)
+    return html_page(f"{title} · gallery", sections, style=STYLE)
 
 
 class _Tiles:
