@@ -21,6 +21,7 @@ FLOORS = [
         "sources",
         "bundle",
         "store",
+        "layouts",
         "page",
         "chart",
     },

@@ -1,0 +1,120 @@
+"""The rows of a store that count, the last of each key, batch by batch."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mio_export.errors import GateError, MioError
+from mio_export.layouts.casting import Cast
+from mio_export.store import FAILED, STORE, StoreInfo
+
+BATCH_ROWS = 8192
+"""Rows in memory at a time, and the most in a row group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A committed shard, and which of its rows count."""
+
+    path: Path
+    counts: npt.NDArray[np.bool_]
+    """Of each row, whether it is the last of its key."""
+    num_rows: int
+    """Rows that count."""
+    num_vectors: int
+    """Among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some rows of a shard."""
+
+    rows: pa.RecordBatch
+    """Rows that count, as they are in the shard."""
+    has_vector: npt.NDArray[np.bool_]
+    vectors: npt.NDArray[Any]
+    """Of the rows that have one, cast, shape (number of them, D)."""
+
+
+def identity(info: StoreInfo) -> dict[str, str]:
+    """Return what makes vectors comparable."""
+    return {name: getattr(info, name) for name in ("space", "artifact_sha256", "precision", "decode")}
+
+
+def find_shards(paths: Sequence[Path], info: StoreInfo) -> list[Shard]:
+    """Find the rows that count, in little more memory than Arrow needs for the keys.
+
+    Raises:
+        GateError: a shard cannot be read, or holds vectors of another identity than the store.
+    """
+    keys: list[pa.ChunkedArray] = []
+    has_vector: list[npt.NDArray[np.bool_]] = []
+    for path in paths:
+        with _opened(path) as file:
+            table, metadata = file.read(["key", "status"]), file.schema_arrow.metadata or {}
+        for name, value in identity(info).items():
+            if metadata.get(f"mio.{name}".encode()) != value.encode():
+                raise GateError(f"{path} holds vectors of another {name} than {path.parent / STORE} says")
+        keys.append(table.column("key"))
+        has_vector.append(pc.not_equal(table.column("status"), FAILED).to_numpy())
+    if not keys:
+        return []
+    counts = np.split(_last_of_each(keys), np.cumsum([len(column) for column in keys])[:-1])
+    return [
+        Shard(path=path, counts=mask, num_rows=int(mask.sum()), num_vectors=int((mask & has).sum()))
+        for path, mask, has in zip(paths, counts, has_vector, strict=True)
+    ]
+
+
+def _last_of_each(keys: Sequence[pa.ChunkedArray]) -> npt.NDArray[np.bool_]:
+    """Return, of every key in all columns, whether it does not come again."""
+    # 64-bit offsets: the keys of tens of millions of files are more than 2 GiB
+    chunks = [chunk.cast(pa.large_string()) for column in keys for chunk in column.chunks]
+    encoded = pa.chunked_array(chunks, pa.large_string()).dictionary_encode()
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])
+    rows = np.arange(len(codes))
+    last = np.zeros(len(encoded.chunk(0).dictionary), np.int64)
+    last[codes] = rows  # of equal codes, numpy keeps the last
+    is_last: npt.NDArray[np.bool_] = last[codes] == rows
+    return is_last
+
+
+def read_batches(shard: Shard, info: StoreInfo, cast: Cast) -> Iterator[Batch]:
+    """Read the rows of a shard that count.
+
+    Raises:
+        GateError: it cannot be read, or a vector cannot be cast.
+        MioError: it is not the shard that was found.
+    """
+    with _opened(shard.path) as file:
+        if file.metadata.num_rows != len(shard.counts):
+            raise MioError(f"{shard.path} changed while it was read; once its writer is done, try again")
+        start = 0
+        for every in file.iter_batches(BATCH_ROWS):
+            rows = every.filter(pa.array(shard.counts[start : start + len(every)]))
+            start += len(every)
+            has_vector = pc.not_equal(rows["status"], FAILED)
+            good = rows.filter(has_vector)
+            vectors = good["embedding"].flatten().to_numpy().reshape(len(good), info.embedding_dim)
+            yield Batch(
+                rows=rows,
+                has_vector=has_vector.to_numpy(zero_copy_only=False),
+                vectors=cast(vectors, good["key"]),
+            )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise GateError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
