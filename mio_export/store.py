@@ -14,7 +14,6 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mio_export.errors import GateError, MioError, UsageError
@@ -259,18 +258,22 @@ def load_embeddings(folder: str | Path) -> Embeddings:
     info = read_info(folder)
     if info is None:
         raise UsageError(f"{folder} is not an embedding store (it holds no {STORE}); make one with: mio embed")
-    latest: dict[str, npt.NDArray[np.float32] | None] = {}
-    for path in shard_paths(folder):
-        table = _read(path, ["key", "status", "embedding"])
+    paths = shard_paths(folder)
+    latest: dict[str, tuple[int, int] | None] = {}  # shard and row; None if it failed
+    for number, path in enumerate(paths):
+        table = _read(path, ["key", "status"])
         if (table.schema.metadata or {}).get(b"mio.space") != info.space.encode():
             raise GateError(f"{path} belongs to another embedding space than {folder / STORE}")
-        latest |= dict.fromkeys(table.column("key").to_pylist())
-        good = table.filter(pc.not_equal(table.column("status"), FAILED))
-        vectors = good.column("embedding").combine_chunks().flatten().to_numpy().reshape(-1, info.embedding_dim)
-        latest |= dict(zip(good.column("key").to_pylist(), vectors, strict=True))
-    keys = sorted((key for key, vector in latest.items() if vector is not None), key=str.encode)
-    stacked = [vector for key in keys if (vector := latest[key]) is not None]
-    vectors = np.stack(stacked) if stacked else np.empty((0, info.embedding_dim), np.float32)
+        rows = zip(table.column("key").to_pylist(), table.column("status").to_pylist(), strict=True)
+        latest |= {key: None if status == FAILED else (number, row) for row, (key, status) in enumerate(rows)}
+    keys = sorted((key for key, place in latest.items() if place is not None), key=str.encode)
+    places = np.array([latest.pop(key) for key in keys], np.int64).reshape(-1, 2)
+    vectors = np.empty((len(keys), info.embedding_dim), np.float32)
+    order = np.argsort(places[:, 0], kind="stable")
+    of_shard = np.split(order, np.searchsorted(places[order, 0], np.arange(1, len(paths))))
+    for path, targets in zip(paths, of_shard, strict=False):  # without shards, split gives one
+        if len(targets):
+            vectors[targets] = read_vectors(path)[places[targets, 1]]
     return Embeddings(keys=keys, vectors=vectors, info=info)
 
 

@@ -1,4 +1,4 @@
-"""The snippets of docs/stores.md, run as they stand."""
+"""The snippets of docs/layouts.md, run as they stand."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from mio_export import embed, load_embeddings
 
-PAGE = Path(__file__).parent.parent / "docs" / "stores.md"
+PAGE = Path(__file__).parent.parent / "docs" / "layouts.md"
 
 
 def snippet(heading):

@@ -39,6 +39,11 @@ class MergeResult:
     num_ok: int
     num_failed: int
 
+    def summary(self, out: Path) -> list[str]:
+        """Return what was merged, in words."""
+        stores = "1 store" if self.num_stores == 1 else f"{self.num_stores:,} stores"
+        return [f"{out}: {stores}, {self.num_files:,} files, {self.num_ok:,} embedded, {self.num_failed:,} failed"]
+
 
 def merge(parts: Sequence[str | Path], out: str | Path, *, progress: Progress | None = None) -> MergeResult:
     """Merge embedding stores into a new one.

@@ -44,11 +44,6 @@ class Batch:
     """Of the rows that have one, cast, shape (number of them, D)."""
 
 
-def identity(info: StoreInfo) -> dict[str, str]:
-    """Return what makes vectors comparable."""
-    return {name: getattr(info, name) for name in ("space", "artifact_sha256", "precision", "decode")}
-
-
 def find_shards(paths: Sequence[Path], info: StoreInfo) -> list[Shard]:
     """Find the rows that count, in little more memory than Arrow needs for the keys.
 
@@ -60,7 +55,7 @@ def find_shards(paths: Sequence[Path], info: StoreInfo) -> list[Shard]:
     for path in paths:
         with _opened(path) as file:
             table, metadata = file.read(["key", "status"]), file.schema_arrow.metadata or {}
-        for name, value in identity(info).items():
+        for name, value in info.identity.items():
             if metadata.get(f"mio.{name}".encode()) != value.encode():
                 raise GateError(f"{path} holds vectors of another {name} than {path.parent / STORE} says")
         keys.append(table.column("key"))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from mio_export.errors import MioError, UsageError
 from mio_export.files import staged_folder, write_text
 from mio_export.layouts.casting import Cast, DType
-from mio_export.layouts.rows import Batch, Shard, find_shards, identity, read_batches
+from mio_export.layouts.rows import Batch, Shard, find_shards, read_batches
 from mio_export.store import STORE, StoreInfo, read_info, shard_paths
 
 Layout: TypeAlias = Literal["fixed-size-list", "list", "clip-retrieval"]
@@ -145,12 +145,12 @@ def _write_clip_retrieval(folder: Path, shards: Sequence[Shard], info: StoreInfo
                 file.write(np.ascontiguousarray(batch.vectors).data)
                 rows = batch.rows.filter(pa.array(batch.has_vector))
                 writer.write_batch(pa.record_batch([rows["key"], rows["sha256"]], schema))
-    described = {"bundle": info.bundle, **identity(info), "normalized": info.normalized, "dtype": cast.dtype.name}
+    described = {"bundle": info.bundle, **info.identity, "normalized": info.normalized, "dtype": cast.dtype.name}
     write_text(folder / IDENTITY, json.dumps(described, indent=2) + "\n")
 
 
 def _parquet_writer(path: Path, schema: pa.Schema, info: StoreInfo) -> pq.ParquetWriter:
-    metadata = {f"mio.{name}": value for name, value in identity(info).items()}
+    metadata = {f"mio.{name}": value for name, value in info.identity.items()}
     compression = {name: "ZSTD" for name in schema.names if name != "embedding"}  # floats hardly shrink
     return pq.ParquetWriter(
         path, schema.with_metadata(metadata), compression=compression, use_dictionary=["status", "stage", "reason"]

@@ -71,7 +71,7 @@ def test_every_example_runs_as_it_stands(mio, workplace, monkeypatch, command):
                 "--preprocess",
                 "image_size=64",
             ]  # the same path with less to compute
-        if command == "merge":
+        if example.startswith("merge part-1"):
             shutil.rmtree("embeddings", ignore_errors=True)
             for index in (1, 2):
                 assert mio("embed", "encoder.mio", "photos", "-o", f"part-{index}", "--shard", f"{index}/2").code == 0
