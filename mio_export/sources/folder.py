@@ -41,12 +41,14 @@ def _walk(
             listing.circles.append(f"{key_of(relative)}: a link back into its own folder, not followed")
             return
         with os.scandir(folder) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
+            entries = sorted(scan, key=lambda entry: entry.name, reverse=True)
     except OSError as error:
         listing.unlisted.append(f"{key_of(relative)}: cannot be listed ({error.strerror})")
         return
-    for entry in entries:
-        path = os.path.join(relative, entry.name) if relative else entry.name
+    prefix = relative + b"/" if relative else b""
+    while entries:  # of a million entries in one folder, those that are done with are let go
+        entry = entries.pop()
+        path = prefix + entry.name
         if _is_folder(entry):
             _walk(root, path, (*ancestors, identity), suffixes, listing)
         else:
