@@ -63,9 +63,7 @@ class Standing:
             progress: is told how far reading is.
         """
         failed = _CODES[FAILED] if retry_failed else -1
-        needed = [
-            code == failed or not current for code, current in zip(self._codes, self._is_current, strict=True)
-        ]
+        needed = [code == failed or not current for code, current in zip(self._codes, self._is_current, strict=True)]
         if rehash:
             hashes = {row.key: row.sha256 for row in read_rows(self._out)}
 

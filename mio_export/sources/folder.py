@@ -25,15 +25,15 @@ def list_images(folder: Path) -> Listing:
     except OSError as error:
         raise UsageError(f"{folder} cannot be listed: {error.strerror}") from None
     listing = Listing()
-    _walk(os.fsencode(folder), b"", (), image_suffixes(), listing)
+    _walk(str(folder), b"", (), image_suffixes(), listing)
     listing.files.sort(key=lambda file: file.key.encode())
     return listing
 
 
 def _walk(
-    root: bytes, relative: bytes, ancestors: tuple[tuple[int, int], ...], suffixes: frozenset[str], listing: Listing
+    root: str, relative: bytes, ancestors: tuple[tuple[int, int], ...], suffixes: frozenset[str], listing: Listing
 ) -> None:
-    folder = os.path.join(root, relative) if relative else root
+    folder = os.path.join(os.fsencode(root), relative)
     try:
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
@@ -52,13 +52,13 @@ def _walk(
         if _is_folder(entry):
             _walk(root, path, (*ancestors, identity), suffixes, listing)
         else:
-            _add(entry, path, suffixes, listing)
+            _add(entry, root, path, suffixes, listing)
 
 
-def _add(entry: os.DirEntry[bytes], relative: bytes, suffixes: frozenset[str], listing: Listing) -> None:
+def _add(entry: os.DirEntry[bytes], root: str, relative: bytes, suffixes: frozenset[str], listing: Listing) -> None:
     suffix = os.fsdecode(os.path.splitext(entry.name)[1]).lower()
     if suffix in suffixes:
-        listing.files.append(file_on_disk(relative, entry.path))
+        listing.files.append(file_on_disk(relative, root))
     else:
         listing.ignored[key_of(suffix)] += 1
 
