@@ -65,8 +65,8 @@ def _examined(path: str) -> tuple[int, int, str | None]:
         return status.st_size, status.st_mtime_ns, problem
     except ValueError as error:  # a null byte in a list
         return 0, 0, f"not a path ({error})"
-    problem = None if stat.S_ISREG(status.st_mode) else f"not a regular file ({_kind(status.st_mode)})"
-    return status.st_size, status.st_mtime_ns, problem
+    regular = stat.S_ISREG(status.st_mode)
+    return status.st_size, status.st_mtime_ns, None if regular else f"not a regular file ({_kind(status.st_mode)})"
 
 
 def _kind(mode: int) -> str:
