@@ -53,7 +53,7 @@ class Corpus:
     def save(self, name, image, *, is_bad=False, **options):
         """Write an image in the format of its suffix."""
         file = io.BytesIO()
-        image.save(file, Image.registered_extensions()[os.path.splitext(name)[1].lower()], **options)
+        image.copy().save(file, Image.registered_extensions()[os.path.splitext(name)[1].lower()], **options)
         self.put(name, file.getvalue(), is_bad=is_bad)
 
     def link(self, name, target, *, is_bad=True):
@@ -148,7 +148,7 @@ def modes(corpus, photo, other):
     corpus.save("modes/float.tif", Image.fromarray(ramp.astype(np.float32)), is_bad=True)
     corpus.save("palette.png", photo.quantize(16), transparency=3)
     for name in ("animated.gif", "animated.webp", "animated.png", "pages.tif"):
-        corpus.save(name, photo, save_all=True, append_images=[other, photo])
+        corpus.save(name, photo, save_all=True, append_images=[other.copy(), photo.copy()])
     for orientation in range(2, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
