@@ -187,6 +187,17 @@ def write_shard(path: Path, info: StoreInfo, rows: Sequence[Row], vectors: npt.N
     _write_table(path, table)
 
 
+def iter_columns(folder: Path, names: Sequence[str]) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """Yield, shard by shard, the values of some columns of its rows.
+
+    Raises:
+        GateError: a shard cannot be read.
+    """
+    for path in shard_paths(folder):
+        table = _read(path, list(names))
+        yield zip(*(table.column(name).to_pylist() for name in names), strict=True)
+
+
 def read_rows(folder: Path) -> list[Row]:
     """Return the row of every key that counts, without its vector, in the order of the keys.
 
@@ -202,9 +213,8 @@ def read_rows(folder: Path) -> list[Row]:
 def locate(folder: Path) -> dict[str, tuple[str, Path, int]]:
     """Return, for the sha256 of every file with a vector, the first key that had it, its shard and its row there."""
     found: dict[str, tuple[str, Path, int]] = {}
-    for path in shard_paths(folder):
-        columns = _read(path, ["key", "sha256", "status"]).to_pydict()
-        for row, (key, sha256, status) in enumerate(zip(*columns.values(), strict=True)):
+    for path, rows in zip(shard_paths(folder), iter_columns(folder, ("key", "sha256", "status")), strict=True):
+        for row, (key, sha256, status) in enumerate(rows):
             if status != FAILED:
                 found.setdefault(sha256, (key, path, row))
     return found

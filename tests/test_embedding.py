@@ -1,5 +1,4 @@
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -292,25 +291,6 @@ def wait_for_shards(process, out, count):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.001)
-
-
-@pytest.mark.parametrize("num_kills", [3, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_it_resumes_to_the_same_bytes(bundle, many, tmp_path, num_kills):
-    whole = tmp_path / "whole"
-    embed(bundle.path, many, whole, shard_size=8, batch_size=3)
-    out = tmp_path / "killed"
-    moments = sorted(random.Random(num_kills).sample(range(0, 110), num_kills))
-    between = 0
-    for moment in moments:
-        process = start(bundle, many, out)
-        wait_for_shards(process, out, moment)
-        time.sleep(random.Random(moment).random() * 0.02)
-        process.kill()
-        process.communicate()
-        between += 0 < len(shard_paths(out)) < 125
-    assert between >= 1
-    embed(bundle.path, many, out)
-    assert state(out) == state(whole)
 
 
 def test_a_bundle_whose_artifact_gives_nan_writes_nothing(bundle, photos, out, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """``embed``: sources of images into an embedding store, one row for every file, resumable at any moment."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from mio_export.embedding.cache import Cache
 from mio_export.embedding.parts import files_of
 from mio_export.embedding.pipeline import Embedder, Limits
 from mio_export.embedding.settling import Wishes, settle
+from mio_export.embedding.standing import Standing
 from mio_export.embedding.writer import StoreWriter
 from mio_export.errors import GateError, MioError, UsageError
 from mio_export.progress import Progress
@@ -18,7 +18,7 @@ from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import num_threads
 from mio_export.runtimes.registry import open_choice
 from mio_export.sources import Listing, SourceFile, list_sources, named
-from mio_export.store import DUPLICATE, FAILED, Row, StoreInfo, locked, prune, read_rows
+from mio_export.store import StoreInfo, locked, prune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +137,13 @@ def embed(
     with locked(out):
         info, choice = settle(opened, out, listing.files, wishes, progress)
         files = files_of(info.part, listing.files, info.shard_size)
-        seen = _by_key(out)
-        todo = _todo(files, seen, retry_failed, rehash, progress)
+        standing = Standing(files, out)
+        todo = standing.todo(retry_failed=retry_failed, rehash=rehash, progress=progress)
         if todo:
             _embed_files(opened, choice, todo, info, out, cache, progress)
-            seen = _by_key(out)
-        found = frozenset(file.key for file in files)
-        num_pruned = prune(out, found) if prune_vanished else 0
-    result = _result(info, found, listing, seen, len(todo), num_pruned)
+            standing = Standing(files, out)
+        num_pruned = prune(out, frozenset(file.key for file in files)) if prune_vanished else 0
+    result = _result(info, len(files), standing, listing, len(todo), num_pruned)
     if allowed is not None and result.num_failed > allowed(result.num_files):
         raise GateError(
             f"{result.num_failed:,} of {result.num_files:,} files failed, more than {max_failures};"
@@ -164,42 +163,6 @@ def _failure_limit(text: str | None) -> Callable[[int], float] | None:
     if value < 0 or (share and value > 100):
         raise UsageError(f"max_failures must be a number of files or a share such as 5%, got {text!r}")
     return lambda total: total * value / 100 if share else value
-
-
-def _by_key(out: Path) -> dict[str, Row]:
-    return {row.key: row for row in read_rows(out)}
-
-
-def _todo(
-    files: Sequence[SourceFile], seen: dict[str, Row], retry_failed: bool, rehash: bool, progress: Progress
-) -> list[SourceFile]:
-    """Return the files that have no row, or another size or time than their row, or other bytes if those are read."""
-
-    def needs_work(file: SourceFile) -> bool:
-        row = seen.get(file.key)
-        if row is None or (row.size, row.mtime_ns) != (file.size, file.mtime_ns):
-            return True
-        return retry_failed and row.status == FAILED
-
-    if not rehash:
-        return [file for file in files if needs_work(file)]
-    with ThreadPoolExecutor(num_threads()) as pool, progress.task("reading again", len(files)) as task:
-        todo = []
-        for file, changed in zip(
-            files, pool.map(lambda file: needs_work(file) or _has_changed(file, seen[file.key]), files), strict=True
-        ):
-            if changed:
-                todo.append(file)
-            task.advance()
-    return todo
-
-
-def _has_changed(file: SourceFile, row: Row) -> bool:
-    """Whether a file's bytes are not those of its row."""
-    try:
-        return hashlib.sha256(file.read()[0]).hexdigest() != row.sha256
-    except OSError:
-        return row.sha256 is not None
 
 
 def _embed_files(
@@ -246,17 +209,16 @@ def _embed_files(
 
 
 def _result(
-    info: StoreInfo, found: frozenset[str], listing: Listing, seen: dict[str, Row], num_embedded: int, num_pruned: int
+    info: StoreInfo, num_files: int, standing: Standing, listing: Listing, num_embedded: int, num_pruned: int
 ) -> EmbedResult:
-    num_ok = sum(1 for key in found if seen[key].has_vector)
     return EmbedResult(
         info=info,
-        num_files=len(found),
-        num_ok=num_ok,
-        num_duplicates=sum(1 for key in found if seen[key].status == DUPLICATE),
-        num_failed=len(found) - num_ok,
+        num_files=num_files,
+        num_ok=num_files - standing.num_failed,
+        num_duplicates=standing.num_duplicates,
+        num_failed=standing.num_failed,
         num_embedded=num_embedded,
-        num_vanished=len(seen.keys() - found),
+        num_vanished=standing.num_vanished,
         num_pruned=num_pruned,
         notes=tuple(listing.notes()),
     )

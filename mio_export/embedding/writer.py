@@ -45,7 +45,7 @@ class StoreWriter:
 
     def __init__(self, out: Path, info: StoreInfo, limits: Limits) -> None:
         self._out, self._info, self._limits = out, info, limits
-        self._places = {sha256: _Place(*place) for sha256, place in locate(out).items()}
+        self._places = {bytes.fromhex(sha256): _Place(*place) for sha256, place in locate(out).items()}
         first, self._step = (info.part.index - 1, info.part.count) if info.part else (0, 1)
         shards = shard_paths(out)
         self._next = shard_number(shards[-1]) + self._step if shards else first
@@ -53,7 +53,7 @@ class StoreWriter:
         self._pending: Future[None] | None = None
 
     def __contains__(self, sha256: str) -> bool:
-        return sha256 in self._places
+        return bytes.fromhex(sha256) in self._places
 
     def append(self, rows: Sequence[Row], vectors: Mapping[str, Vector]) -> None:
         """Write a shard; once the next one is appended, it is on the disk.
@@ -74,9 +74,10 @@ class StoreWriter:
                 written.append(row)
                 continue
             sha256 = row.sha256 or ""  # a file that was read has one
-            place = self._places.get(sha256)
+            digest = bytes.fromhex(sha256)  # half of its text's memory; there is one for each content
+            place = self._places.get(digest)
             if place is None:
-                place = self._places[sha256] = _Place(row.key, path, index)
+                place = self._places[digest] = _Place(row.key, path, index)
             if place.path == path:
                 values[count] = vectors[sha256]
             else:

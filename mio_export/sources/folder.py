@@ -25,15 +25,15 @@ def list_images(folder: Path) -> Listing:
     except OSError as error:
         raise UsageError(f"{folder} cannot be listed: {error.strerror}") from None
     listing = Listing()
-    _walk(os.fsencode(folder), b"", (), image_suffixes(), listing)
+    _walk(str(folder), b"", (), image_suffixes(), listing)
     listing.files.sort(key=lambda file: file.key.encode())
     return listing
 
 
 def _walk(
-    root: bytes, relative: bytes, ancestors: tuple[tuple[int, int], ...], suffixes: frozenset[str], listing: Listing
+    root: str, relative: bytes, ancestors: tuple[tuple[int, int], ...], suffixes: frozenset[str], listing: Listing
 ) -> None:
-    folder = os.path.join(root, relative) if relative else root
+    folder = os.path.join(os.fsencode(root), relative)
     try:
         status = os.stat(folder)
         identity = (status.st_dev, status.st_ino)
@@ -41,22 +41,24 @@ def _walk(
             listing.circles.append(f"{key_of(relative)}: a link back into its own folder, not followed")
             return
         with os.scandir(folder) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
+            entries = sorted(scan, key=lambda entry: entry.name, reverse=True)
     except OSError as error:
         listing.unlisted.append(f"{key_of(relative)}: cannot be listed ({error.strerror})")
         return
-    for entry in entries:
-        path = os.path.join(relative, entry.name) if relative else entry.name
+    prefix = relative + b"/" if relative else b""
+    while entries:  # of a million entries in one folder, those that are done with are let go
+        entry = entries.pop()
+        path = prefix + entry.name
         if _is_folder(entry):
             _walk(root, path, (*ancestors, identity), suffixes, listing)
         else:
-            _add(entry, path, suffixes, listing)
+            _add(entry, root, path, suffixes, listing)
 
 
-def _add(entry: os.DirEntry[bytes], relative: bytes, suffixes: frozenset[str], listing: Listing) -> None:
+def _add(entry: os.DirEntry[bytes], root: str, relative: bytes, suffixes: frozenset[str], listing: Listing) -> None:
     suffix = os.fsdecode(os.path.splitext(entry.name)[1]).lower()
     if suffix in suffixes:
-        listing.files.append(file_on_disk(relative, entry.path))
+        listing.files.append(file_on_disk(relative, root))
     else:
         listing.ignored[key_of(suffix)] += 1
 

@@ -15,7 +15,10 @@ from mio_export.sources.listing import SourceFile
 class OnDisk:
     """A file."""
 
-    path: str
+    folder: str
+    """Shared by all files of a source."""
+    relative: str
+    """Path from there; where nothing in it is escaped, the very text of the key."""
 
     def read(self) -> tuple[bytes, int]:
         """Return a regular file's bytes and the time of its last change, in nanoseconds.
@@ -23,7 +26,7 @@ class OnDisk:
         Raises:
             OSError: it cannot be opened, read, or is not a regular file.
         """
-        data, status = read_file(self.path)
+        data, status = read_file(os.path.join(self.folder, self.relative))
         return data, status.st_mtime_ns
 
 
@@ -41,13 +44,15 @@ def read_file(path: str | Path) -> tuple[bytes, os.stat_result]:
         return file.read(), status
 
 
-def file_on_disk(key: bytes | str, path: bytes | str) -> SourceFile:
-    """Return a file's row, with the reason if it is plain already that it cannot be read."""
-    size, mtime_ns, problem = _examined(path)
-    return SourceFile(key=key_of(key), place=OnDisk(os.fsdecode(path)), size=size, mtime_ns=mtime_ns, problem=problem)
+def file_on_disk(relative: bytes, folder: str) -> SourceFile:
+    """Return the row of a file below a folder, with the reason if it is plain already that it cannot be read."""
+    key, path = key_of(relative), os.fsdecode(relative)
+    size, mtime_ns, problem = _examined(os.path.join(folder, path))
+    place = OnDisk(folder, key if key == path else path)  # one text for both: there may be millions
+    return SourceFile(key=key, place=place, size=size, mtime_ns=mtime_ns, problem=problem)
 
 
-def _examined(path: bytes | str) -> tuple[int, int, str | None]:
+def _examined(path: str) -> tuple[int, int, str | None]:
     try:
         status = os.stat(path)
     except OSError as error:

@@ -1,8 +1,5 @@
 """Any sources, one or several, as one listing."""
 
-# works on bytes paths, which pathlib lacks
-
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,10 +72,8 @@ def _listed_path(path: Path) -> Listing:
         raise UsageError(f"{path} is not a folder of images: it does not exist; a source is {_ALLOWED}")
     if ending is None:
         raise UsageError(f"{path} is not a folder of images; a source is {_ALLOWED}")
-    folder = os.fsencode(path.parent)
-    return _contents(
-        ending, path.name, lambda: local_blob(str(path)), lambda line: file_on_disk(line, os.path.join(folder, line))
-    )
+    folder = str(path.parent)
+    return _contents(ending, path.name, lambda: local_blob(str(path)), lambda line: file_on_disk(line, folder))
 
 
 def _listed_url(url: str) -> Listing:
