@@ -25,6 +25,9 @@ def triton(
     ] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8: that of a proved artifact.")] = "fp32",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if the artifact was proved on it.")] = "auto",
+    decode: Annotated[
+        str, typer.Option(help="full, or scaled: large JPEGs at a fraction of their size. Take that of your store.")
+    ] = "full",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository that differs.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -36,7 +39,9 @@ def triton(
     """
     from mio_export.serving import write_repository
 
-    done = write_repository(bundle, out, backend=backend, precision=precision, device=device, overwrite=overwrite)
+    done = write_repository(
+        bundle, out, backend=backend, precision=precision, device=device, decode=decode, overwrite=overwrite
+    )
     if as_json:
         print_json(asdict(done))
         return

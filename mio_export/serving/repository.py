@@ -50,6 +50,7 @@ def write_repository(
     backend: str = "onnxruntime",
     precision: str = "fp32",
     device: str = "auto",
+    decode: str = "full",
     overwrite: bool = False,
 ) -> Deployment:
     """Write a model repository for Triton Inference Server, checked before it appears.
@@ -62,6 +63,7 @@ def write_repository(
             Python backend, on the CPU, for servers without the first).
         precision: of the artifact.
         device: ``cpu``, ``cuda``, or ``auto``: ``cuda`` if the artifact was proved on it.
+        decode: ``full``, or ``scaled`` as ``mio embed --decode scaled``; vectors of both must not be mixed.
         overwrite: replace a repository that lies at ``out`` and differs.
 
     Raises:
@@ -73,7 +75,7 @@ def write_repository(
     out = Path(out)
     if broken := broken_files(bundle):
         raise GateError("\n     ".join([f"{bundle.path} is not what was proved; nothing is deployed", *broken]))
-    plan = _plan(bundle, backend, precision, device)
+    plan = _plan(bundle, backend, precision, device, decode)
     _check_ours(out)
     with staged_folder(out) as folder:
         write_models(folder, plan)
@@ -94,7 +96,7 @@ def write_repository(
     )
 
 
-def _plan(bundle: Bundle, backend: str, precision: str, device: str) -> Plan:
+def _plan(bundle: Bundle, backend: str, precision: str, device: str, decode: str) -> Plan:
     """Settle what is served, and where."""
     if backend == "tensorrt-rtx":
         raise UsageError(_RTX)
@@ -102,6 +104,8 @@ def _plan(bundle: Bundle, backend: str, precision: str, device: str) -> Plan:
         raise UsageError(f"backend must be {', '.join(get_args(Backend))}; got {backend!r}")
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"device must be auto, cpu or cuda; got {device!r}")
+    if decode not in ("full", "scaled"):
+        raise UsageError(f"decode must be full or scaled; got {decode!r}")
     notes = []
     try:
         artifact = _proved(bundle, _FORMATS[backend], precision)
@@ -116,6 +120,7 @@ def _plan(bundle: Bundle, backend: str, precision: str, device: str) -> Plan:
         backend=backend,
         device=_device(artifact, backend, device),
         name=re.sub(r"[^A-Za-z0-9._-]", "-", bundle.manifest.name),
+        decode=decode,
         notes=tuple(notes),
     )
 

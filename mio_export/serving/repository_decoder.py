@@ -19,7 +19,7 @@ class TritonPythonModel:
     """``files`` (N, 1), each the bytes of a file, to ``images`` uint8 (N, H, W, C)."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the contract."""
+        """Read the contract, and how large JPEGs are decoded."""
         here = Path(__file__).parent
         sys.path.insert(0, str(here))  # the contract that was deployed, not one that is installed
         from mio_export.preprocess import DecodeError, Preprocess
@@ -27,6 +27,8 @@ class TritonPythonModel:
         values = json.loads((here / "preprocess.json").read_text())
         self._preprocess = Preprocess(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         self._error = DecodeError
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._scaled = parameters["decode"]["string_value"] == "scaled"
         self._pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and resizes without the interpreter's lock
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -37,15 +39,15 @@ class TritonPythonModel:
 
     def _decode(self, file: bytes) -> Any:
         try:
-            return self._preprocess.decode(file)
+            return self._preprocess.decode(file, scaled=self._scaled)
         except self._error as error:
             return error
 
     def _response(self, decoded: list[Any]) -> Any:
         for index, image in enumerate(decoded):
             if isinstance(image, Exception):
-                error = pb_utils.TritonError(f"file {index} of {len(decoded)} cannot be decoded: {image}")
-                return pb_utils.InferenceResponse(error=error)
+                message = f"file {index} of {len(decoded)} cannot be decoded: {image}"
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
         return pb_utils.InferenceResponse([pb_utils.Tensor("images", np.stack(decoded))])
 
     def finalize(self) -> None:

@@ -99,8 +99,7 @@ vectors = client.infer("{ensemble}", [files]).as_numpy("embeddings")  # float32 
 ```
 
 A file that is no image fails its request, with the reason; others that were batched with it are answered. Files are
-decoded in full under the contract in `models/{decoder}/1/preprocess.json`, by the code that `mio embed` runs
-(`--decode full`).
+decoded under the contract in `models/{decoder}/1/preprocess.json`, by the very code of `mio embed --decode {decode}`.
 
 ## What is served
 
@@ -212,6 +211,7 @@ def _readme(plan: Plan, packages: str) -> str:
         max_batch=plan.max_batch,
         engine=engine,
         packages=packages,
+        decode=plan.decode,
         parameters="\n".join(f"| `{name}` | `{value}` |" for name, value in plan.parameters.items()),
         backend=plan.backend,
         device={"cuda": "a GPU", "cpu": "the CPU"}[plan.device],

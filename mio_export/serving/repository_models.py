@@ -31,6 +31,8 @@ class Plan:
     device: str
     name: str
     """Name of the ensemble; the two other models' begin with it."""
+    decode: str
+    """``full``, or ``scaled``: large JPEGs at a fraction of their size."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -74,7 +76,7 @@ class Plan:
             "space": self.bundle.manifest.space,
             "artifact_sha256": self.artifact.sha256,
             "precision": self.artifact.precision,
-            "decode": "full",
+            "decode": self.decode,
         }
 
 
