@@ -1,7 +1,7 @@
 """Whether a repository that was written agrees with its graphs, and its models with each other."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from mio_export.sidecar import read_sidecar
 
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 """Data type and shape without the batch, by name."""
+Signature = tuple[Tensors, Tensors, int | None]
+"""Inputs, outputs, and the largest batch if there is one."""
 
 _ELEMENT_TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}  # of onnx.TensorProto
 
@@ -46,62 +48,53 @@ def check_repository(folder: Path) -> list[str]:
 
 
 def _model_problems(folder: Path, config: Any) -> list[str]:
-    version = folder / "models" / config.name / "1"
+    version, name = folder / "models" / config.name / "1", config.default_model_filename
+    file = _computed_with(folder, version, name)
+    for needed in (file, *(() if file == folder / ENGINE_SOURCE else (version / name,))):
+        if not needed.is_file():
+            return [f"{needed.relative_to(folder)} is missing"]
+    is_artifact = file.suffix != ".json"
+    if is_artifact and sha256_file(file) != _parameters(config).get("artifact_sha256"):
+        return [f"{file.name} is not the artifact that artifact_sha256 names"]
     try:
-        described = _described(folder, version, config)
-    except (MioError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        return [f"its files cannot be read: {' '.join(str(error).split())[:300]}"]
-    file, inputs, outputs, largest = described
+        inputs, outputs, largest = _SIGNATURES[file.suffix](file, config)
+    except (MioError, ValueError, KeyError, TypeError) as error:
+        return [f"{file.name} cannot be read: {' '.join(str(error).split())[:300]}"]
+    declared = (("input", _tensors(config.input), inputs), ("output", _tensors(config.output), outputs))
     problems = [
-        f"{kind} {_shown(declared)} in config.pbtxt, {_shown(graph)} in {file.name}"
-        for kind, declared, graph in (
-            ("input", _tensors(config.input), inputs),
-            ("output", _tensors(config.output), outputs),
-        )
-        if declared != graph
+        f"{kind} {_shown(ours)} in config.pbtxt, {_shown(graph)} in {file.name}"
+        for kind, ours, graph in declared
+        if ours != graph
     ]
     if largest is not None and config.max_batch_size > largest:
         problems.append(f"max_batch_size is {config.max_batch_size}, {file.name} takes {largest}")
-    expected = _parameters(config).get("artifact_sha256")
-    if file.suffix != ".json" and sha256_file(file) != expected:
-        problems.append(f"{file.name} is not the artifact that artifact_sha256 names")
     return problems
 
 
-def _described(folder: Path, version: Path, config: Any) -> tuple[Path, Tensors, Tensors, int | None]:
-    """Return the file that a model computes with, what it takes and gives, and its largest batch if it has one."""
-    name = config.default_model_filename
-    if not _built_later(folder, version, config) and not (version / name).is_file():
-        raise MioError(f"1/{name} is missing")
-    if (version / "preprocess.json").is_file():
-        return _contract(version / "preprocess.json")
-    if name == "model.plan" and (version / name).is_file():
-        return _engine(version / name, config)
-    if name == "model.pt":
-        return _torchscript(version / name, config)
-    return _onnx(folder / ENGINE_SOURCE if name == "model.plan" else version / "model.onnx")
+def _computed_with(folder: Path, version: Path, name: str) -> Path:
+    """Return the file that says what a model takes and gives."""
+    if (contract := version / "preprocess.json").is_file():
+        return contract
+    if name == "model.plan" and not (version / name).is_file():
+        return folder / ENGINE_SOURCE  # the engine is built of it on the target
+    return version / ("model.onnx" if name == "model.py" else name)
 
 
-def _built_later(folder: Path, version: Path, config: Any) -> bool:
-    """Whether the model is an engine that is to be built on the target, of a graph that is there."""
-    if config.default_model_filename != "model.plan" or (version / "model.plan").is_file():
-        return False
-    return (folder / ENGINE_SOURCE).is_file()
-
-
-def _contract(path: Path) -> tuple[Path, Tensors, Tensors, int | None]:
+def _contract(path: Path, config: Any) -> Signature:
+    del config
     values = json.loads(path.read_text(encoding="utf-8"))
     preprocess = Preprocess(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
-    return path, {"files": ("TYPE_STRING", (1,))}, {"images": ("TYPE_UINT8", preprocess.shape)}, None
+    return {"files": ("TYPE_STRING", (1,))}, {"images": ("TYPE_UINT8", preprocess.shape)}, None
 
 
-def _onnx(path: Path) -> tuple[Path, Tensors, Tensors, int | None]:
+def _onnx(path: Path, config: Any) -> Signature:
     import onnx
 
+    del config
     graph = onnx.load(path, load_external_data=False).graph
     weights = {initializer.name for initializer in graph.initializer}
     inputs = {value.name: _onnx_tensor(value) for value in graph.input if value.name not in weights}
-    return path, inputs, {value.name: _onnx_tensor(value) for value in graph.output}, None
+    return inputs, {value.name: _onnx_tensor(value) for value in graph.output}, None
 
 
 def _onnx_tensor(value: Any) -> tuple[str, tuple[int, ...]]:
@@ -112,7 +105,7 @@ def _onnx_tensor(value: Any) -> tuple[str, tuple[int, ...]]:
     return _ELEMENT_TYPES.get(kind, f"ONNX type {kind}"), tuple(dim.dim_value for dim in dims)
 
 
-def _torchscript(path: Path, config: Any) -> tuple[Path, Tensors, Tensors, int | None]:
+def _torchscript(path: Path, config: Any) -> Signature:
     """Run it once: TorchScript keeps neither shapes nor the names that Triton counts."""
     import numpy as np
 
@@ -122,11 +115,12 @@ def _torchscript(path: Path, config: Any) -> tuple[Path, Tensors, Tensors, int |
     with open_file("torchscript", path, image_shape=shape, embedding_dim=width) as runtime:
         found = runtime.embed(np.zeros((2, *shape), np.uint8))
     kind = "TYPE_FP32" if found.dtype == np.float32 else str(found.dtype)
-    return path, {"INPUT__0": ("TYPE_UINT8", shape)}, {"OUTPUT__0": (kind, found.shape[1:])}, None
+    return {"INPUT__0": ("TYPE_UINT8", shape)}, {"OUTPUT__0": (kind, found.shape[1:])}, None
 
 
-def _engine(path: Path, config: Any) -> tuple[Path, Tensors, Tensors, int | None]:
+def _engine(path: Path, config: Any) -> Signature:
     """Believe the sidecar: the engine itself opens on its own GPU only."""
+    del config
     sidecar = read_sidecar(path)
     if sidecar.library != "tensorrt":
         raise MioError(f"model.plan is an engine of {sidecar.library}, which Triton cannot load")
@@ -135,7 +129,15 @@ def _engine(path: Path, config: Any) -> tuple[Path, Tensors, Tensors, int | None
     contract, encoder = sidecar.provenance["preprocess"], sidecar.provenance["encoder"]
     shape = (contract["image_size"], contract["image_size"], contract["channels"])
     outputs: Tensors = {"embeddings": ("TYPE_FP32", (encoder["embedding_dim"],))}
-    return path, {"images": ("TYPE_UINT8", shape)}, outputs, sidecar.profile.max
+    return {"images": ("TYPE_UINT8", shape)}, outputs, sidecar.profile.max
+
+
+_SIGNATURES: dict[str, Callable[[Path, Any], Signature]] = {
+    ".json": _contract,
+    ".onnx": _onnx,
+    ".pt": _torchscript,
+    ".plan": _engine,
+}
 
 
 def _ensemble_problems(ensemble: Any, configs: Mapping[str, Any]) -> list[str]:
