@@ -410,8 +410,8 @@ print(json.dumps(same))
 
 
 @pytest.fixture(scope="module")
-def server(serve_python, repositories, tmp_path_factory):
-    """The address of a running server with the repository of the Python backend."""
+def server(serve_python, repositories, bundle, tmp_path_factory):
+    """The address of a server with the repository of the Python backend, and with another that decodes scaled."""
     code = """
 import json, pathlib, pytriton, sys, sysconfig
 print(json.dumps([str(pathlib.Path(pytriton.__file__).parent / "tritonserver"), sysconfig.get_config_var("LIBDIR"),
@@ -426,9 +426,13 @@ print(json.dumps([str(pathlib.Path(pytriton.__file__).parent / "tritonserver"), 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / "log"
+    other = Path(shutil.copytree(bundle.path, folder / "other.mio"))
+    save_manifest(other, replace(bundle.manifest, name="other"))
+    scaled = write_repository(other, folder / "scaled", backend="python", decode="scaled")
     command = [
         f"{distribution}/bin/tritonserver",
         f"--model-repository={repositories['python'].path / 'models'}",
+        f"--model-repository={scaled.path / 'models'}",
         f"--backend-directory={backends}",
         "--disable-auto-complete-config",
         "--http-address=127.0.0.1",
@@ -479,11 +483,12 @@ def files(*paths):
 """
 
 
-def test_the_server_gives_the_vectors_of_mio_embed(serve_python, server, bundle, photos, tmp_path):
-    embed(bundle.path, photos, tmp_path / "store", decode="full")
+@pytest.mark.parametrize(("model", "decode"), [("encoder", "full"), ("other", "scaled")])
+def test_the_server_gives_the_vectors_of_mio_embed(serve_python, server, bundle, photos, tmp_path, model, decode):
+    embed(bundle.path, photos, tmp_path / "store", decode=decode)
     store = load_embeddings(tmp_path / "store")
-    code = ASK + 'print(json.dumps(client.infer("encoder", files(*sys.argv[2:])).as_numpy("embeddings").tolist()))'
-    found = np.array(ask(serve_python, code, server, *(photos / key for key in store.keys)), np.float32)
+    code = ASK + 'print(json.dumps(client.infer(sys.argv[2], files(*sys.argv[3:])).as_numpy("embeddings").tolist()))'
+    found = np.array(ask(serve_python, code, server, model, *(photos / key for key in store.keys)), np.float32)
     assert found.shape == store.vectors.shape == (24, bundle.manifest.encoder.embedding_dim)
     norms = np.linalg.norm(found, axis=1) * np.linalg.norm(store.vectors, axis=1)
     assert ((found * store.vectors).sum(axis=1) / norms).min() >= 0.99999
