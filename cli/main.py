@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from mio_export.cli import bench, doctor, embed, evaluate, export, inspect, merge, quickstart, search, train, verify
+from mio_export.cli import (
+    bench,
+    deploy,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    inspect,
+    merge,
+    quickstart,
+    search,
+    train,
+    verify,
+)
 from mio_export.errors import Interrupted, MioError
 
 app = typer.Typer(
@@ -23,6 +36,7 @@ app = typer.Typer(
 )
 for command in (quickstart, train, evaluate, export, verify, bench, embed, merge, search, inspect, doctor):
     app.command(command.__name__.rsplit(".", 1)[-1])(command.run)
+app.add_typer(deploy.app, name="deploy")
 
 
 def _print_version(asked: bool) -> None:

@@ -28,7 +28,7 @@ FLOORS = [
     {"models"},
     {"runtimes"},
     {"parity", "benching"},
-    {"train", "exporting", "embedding", "searching", "report"},
+    {"train", "exporting", "embedding", "searching", "serving", "report"},
     {"quickstart"},
     {"cli"},
 ]

@@ -223,3 +223,18 @@ def test_survives_the_way_through_json():
 def test_bad_values_are_refused(values, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         preprocess_from_dict(values)
+
+
+def test_a_png_with_a_flipped_bit_is_never_taken_for_another_image():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(buffer, "PNG")
+    whole = buffer.getvalue()
+    contract = Preprocess(image_size=12)
+    start, end = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8
+    for place in range(start, end):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        with pytest.raises(DecodeError):
+            contract.decode(bytes(damaged))
+    without_end = whole[: whole.index(b"IEND") - 4]
+    assert np.array_equal(contract.decode(without_end), contract.decode(whole))
