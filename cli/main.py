@@ -63,8 +63,9 @@ def main() -> None:
     """Run the command line; leave with the exit status that the error stands for."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    # the decode contract has a limit of its own; Pillow's warning at half of it is noise
+    # the decode contract has limits of its own; what Pillow finds odd below them is noise
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
