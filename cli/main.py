@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mio_export.cli import bench, doctor, embed, evaluate, export, inspect, quickstart, search, train, verify
+from mio_export.cli import bench, doctor, embed, evaluate, export, inspect, quickstart, search, serve, train, verify
 from mio_export.errors import Interrupted, MioError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
 )
-for command in (quickstart, train, evaluate, export, verify, bench, embed, search, inspect, doctor):
+for command in (quickstart, train, evaluate, export, verify, bench, embed, search, serve, inspect, doctor):
     app.command(command.__name__.rsplit(".", 1)[-1])(command.run)
 
 

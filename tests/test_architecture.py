@@ -28,6 +28,7 @@ FLOORS = [
     {"runtimes"},
     {"parity", "benching"},
     {"train", "exporting", "embedding", "searching", "report"},
+    {"serving"},
     {"quickstart"},
     {"cli"},
 ]

@@ -1,0 +1,28 @@
+"""An encoder behind the Triton Inference Server: the server, its client, and the proof that a live one is right.
+
+Each name is imported when it is first used: a worker of the server, which lies beside them, needs none of them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mio_export.serving.client import RemoteEncoder
+    from mio_export.serving.server import Server
+    from mio_export.serving.settings import ServeOptions
+    from mio_export.serving.verification import verify_server
+
+__all__ = ["RemoteEncoder", "ServeOptions", "Server", "verify_server"]
+
+_HOMES = {
+    "RemoteEncoder": "mio_export.serving.client",
+    "ServeOptions": "mio_export.serving.settings",
+    "Server": "mio_export.serving.server",
+    "verify_server": "mio_export.serving.verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mio_export.serving' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
