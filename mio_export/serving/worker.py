@@ -9,10 +9,11 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import triton_python_backend_utils as pb
@@ -119,27 +120,25 @@ class EncodedImageModel:
         decoded = list(self._pool.map(self._decode, [bytes(item) for item in np.concatenate(files)[:, 0]]))
         self._metrics.observe("decode", time.perf_counter() - start)
         vectors = np.full((len(decoded), self._dim), np.nan, np.float32)
-        errors = [item if isinstance(item, str) else _NO_ERROR for item in decoded]
-        good = [index for index, item in enumerate(decoded) if not isinstance(item, str)]
+        errors = [item.reason if isinstance(item, _Unread) else _NO_ERROR for item in decoded]
+        good = [index for index, item in enumerate(decoded) if not isinstance(item, _Unread)]
+        # not where it is decoded: the backend's metrics end the server when threads use them
+        for result, number in Counter(item.cause if isinstance(item, _Unread) else "ok" for item in decoded).items():
+            self._metrics.count(result, number)
         if good:
             vectors[good], found = self._embed(np.stack([decoded[index] for index in good]))
             for index, error in zip(good, found, strict=True):
                 errors[index] = error
         return vectors, errors
 
-    def _decode(self, data: bytes) -> Pixels | str:
-        """Return the pixels, or why there are none."""
+    def _decode(self, data: bytes) -> "Pixels | _Unread":
         limit = self._settings.max_image_bytes
         if len(data) > limit:
-            self._metrics.count("too_many_bytes")
-            return f"{len(data):,} bytes are more than the {limit:,} that this server takes"
+            return _Unread("too_many_bytes", f"{len(data):,} bytes are more than the {limit:,} that this server takes")
         try:
-            pixels = self._preprocess.decode(data)
+            return self._preprocess.decode(data)
         except DecodeError as error:
-            self._metrics.count("too_many_pixels" if "decompression bomb" in str(error) else "not_decoded")
-            return str(error)
-        self._metrics.count("ok")
-        return pixels
+            return _Unread("too_many_pixels" if "decompression bomb" in str(error) else "not_decoded", str(error))
 
     def _embed(self, pixels: Pixels) -> tuple[Embeddings, list[str]]:
         request = pb.InferenceRequest(
@@ -156,6 +155,13 @@ class EncodedImageModel:
     def finalize(self) -> None:
         """Stop the threads."""
         self._pool.shutdown()
+
+
+class _Unread(NamedTuple):
+    """Why an image has no pixels: as metrics count it, and as its sender is told."""
+
+    cause: str
+    reason: str
 
 
 class _RefusedError(Exception):
