@@ -44,13 +44,13 @@ class RemoteEncoder(Runtime):
         self.url = url
         self._timeout_s, self._num_retries = timeout_s, num_retries
         self._triton, self._client, self._name = _connected(url, timeout_s)
-        config = self._asked(self._config)
-        self.parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
-        if not {"space", "artifact", "sha256"} <= self.parameters.keys():
-            raise UsageError(f"{url} does not say which embedding space it serves; it is none of mio serve")
+        try:
+            config = self._asked(self._config)
+            self.parameters = _says(url, config, space)
+        except BaseException:
+            self._client.close()
+            raise
         self.space = self.parameters["space"]
-        if space is not None and space != self.space:
-            raise SpaceError(f"{url} serves another embedding space ({self.space[:12]}…) than {space[:12]}…")
         self.max_batch = int(config["max_batch_size"])
         height, width, channels = (int(extent) for extent in config["input"][0]["dims"])
         dim = int(next(output for output in config["output"] if output["name"] == "embedding")["dims"][0])
@@ -129,6 +129,16 @@ class RemoteEncoder(Runtime):
         for number in range(self._num_retries):
             yield _FIRST_PAUSE_S * 2**number * random.uniform(0.5, 1.5)  # so that many clients do not come at once
         yield None
+
+
+def _says(url: str, config: dict[str, Any], space: str | None) -> dict[str, str]:
+    """Return what a model says that it serves, if that is what is wanted."""
+    says = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+    if not {"space", "artifact", "sha256", "precision"} <= says.keys():
+        raise UsageError(f"{url} does not say which embedding space it serves; it is none of mio serve")
+    if space is not None and space != says["space"]:
+        raise SpaceError(f"{url} serves another embedding space ({says['space'][:12]}…) than {space[:12]}…")
+    return says
 
 
 def _connected(url: str, timeout_s: float) -> tuple[Any, Any, str]:

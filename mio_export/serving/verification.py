@@ -46,7 +46,12 @@ def verify_server(path: str | Path, url: str, *, images: Path, limit: int = 256)
         reference = Reference.of(load_encoder(bundle.path), found, weights_sha256=manifest.weights_sha256)
         manifest = replace(manifest, max_batch=min(manifest.max_batch, server.max_batch))
         report = prove(
-            bundle.path, artifact, manifest=manifest, reference=reference, devices=("server",), open=lambda _: server
+            bundle.path,
+            artifact,
+            manifest=manifest,
+            reference=reference,
+            devices=("server",),
+            open=lambda _: RemoteEncoder(url),  # it is closed when it was looked at
         ).report
         return replace(report, problems=(*report.problems, *_decoding_problems(server, reference, report)))
 

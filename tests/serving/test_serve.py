@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 import signal
 import socket
@@ -245,8 +246,6 @@ def test_a_dead_worker_turns_readiness_off(serve, bundle, tmp_path, model):
     with serve(bundle.path, tmp_path / "log") as running:
         assert running.is_ready()
         pid = next(pid for pid, name in running.workers().items() if name == model)
-        import os
-
         os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 2
         while running.is_ready():
@@ -260,19 +259,26 @@ def test_a_dead_worker_turns_readiness_off(serve, bundle, tmp_path, model):
 
 def test_sigterm_answers_open_requests_first(serve, bundle, tmp_path, photo_crops):
     photo = io.BytesIO()
-    photo_crops[0].resize((5000, 5000)).save(photo, "PNG", compress_level=0)
-    files = [photo.getvalue()[:]] * 8  # half a second of decoding
+    photo_crops[0].resize((6000, 6000)).save(photo, "JPEG")
+    files = [photo.getvalue()] * 16  # a second of decoding or more
     found = {}
-    with serve(bundle.path, tmp_path / "log", "--max-image-bytes", "100000000") as running:
-        encoder = RemoteEncoder(running.http, num_retries=0)
-        ask = threading.Thread(target=lambda: found.update(answer=encoder.embed_files(files)))
+    with serve(bundle.path, tmp_path / "log") as running:
+
+        def embed():
+            with RemoteEncoder(running.grpc, num_retries=0) as encoder:
+                found["connected"] = True
+                found["answer"] = encoder.embed_files(files)
+
+        ask = threading.Thread(target=embed)
         ask.start()
-        time.sleep(0.4)
+        while "connected" not in found:
+            time.sleep(0.01)
+        time.sleep(0.3)
         assert ask.is_alive()
         running.process.terminate()
         ask.join(60)
         assert running.process.wait(60) == 0
-    assert found["answer"][1] == [None] * 8
+    assert found["answer"][1] == [None] * 16
     assert "the server has ended" in running.log.read_text()
     assert not list(Path("/dev/shm").glob(f"mio-{running.process.pid}-*"))
 
