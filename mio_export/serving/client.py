@@ -92,8 +92,7 @@ class RemoteEncoder(Runtime):
             answer = self._asked(lambda tensor=tensor: self._infer(model, tensor))
             vectors.append(answer.as_numpy("embedding"))
             for number, error in enumerate(answer.as_numpy("error")[:, 0], start):
-                reason = error.decode().partition(": ")[2]
-                errors.append(f"image {number}: {reason}" if error else None)
+                errors.append(f"image {number}: {error.decode()}" if error else None)
         return np.concatenate(vectors), errors
 
     def _infer(self, model: str, tensor: Any) -> Any:

@@ -12,6 +12,8 @@ from mio_export.runtimes import Choice
 SETTINGS = "settings.json"
 JPEG = "_jpeg"
 """What the name of the model that takes encoded images ends with."""
+DECODE = "_decode"
+"""The same of its first half, which gives pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,6 @@ class WorkerSettings:
     bundle: str
     """Absolute path."""
     choice: Choice
-    encoder_model: str
-    """Name of the model that takes uint8 images."""
     max_batch: int
     max_image_bytes: int
     max_pixels: int
@@ -87,4 +87,4 @@ class WorkerSettings:
         return cls(**{**values, "choice": Choice(**values["choice"])})
 
 
-__all__ = ["JPEG", "SETTINGS", "ServeOptions", "WorkerSettings"]
+__all__ = ["DECODE", "JPEG", "SETTINGS", "ServeOptions", "WorkerSettings"]

@@ -1,7 +1,8 @@
 """The two models as Triton's Python backend runs them, each in processes of its own; nothing else imports this file.
 
-``NAME`` owns the runtime. ``NAME_jpeg`` decodes, and asks ``NAME`` over shared memory: the runtime is loaded once, images
-of both models meet in its batches, and a file that crashes a decoder takes no model with it.
+``NAME`` owns the runtime and ``NAME_decode`` the decoders; ``NAME_jpeg`` is Triton's own chain of both, so that the
+runtime is loaded once. (A decoder that called ``NAME`` itself would be refused by a server that is about to end, while
+requests are still open.)
 """
 
 import io
@@ -28,7 +29,9 @@ from mio_export.serving.settings import WorkerSettings
 
 _BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
-_NO_ERROR = ""
+Inputs = dict[str, Any]
+"""``images``, and ``error`` if there is one: arrays with an item a row."""
+Outputs = dict[str, Any]
 
 
 class _Metrics:
@@ -72,29 +75,39 @@ class EncoderModel:
             self._runtime.embed(np.zeros((size, *bundle.manifest.preprocess.shape), np.uint8))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Embed the images of all requests in one batch."""
-        return _answered(requests, self._vectors)
+        """Embed the images of all requests in one batch, without those that their decoder could not read."""
+        return _answered(requests, self._outputs)
 
-    def _vectors(self, images: Sequence[Pixels]) -> tuple[Embeddings, list[str]]:
-        batch = images[0] if len(images) == 1 else np.concatenate(images)
+    def _outputs(self, inputs: Sequence[Inputs]) -> Outputs:
+        images = np.concatenate([each["images"] for each in inputs]) if len(inputs) > 1 else inputs[0]["images"]
+        given = [each["error"] for each in inputs]
+        errors = np.concatenate(
+            [_no_errors(len(each["images"])) if error is None else error for each, error in zip(inputs, given, strict=True)]
+        )
+        good = np.array([not error for error in errors[:, 0]])
+        vectors = np.full((len(images), self._runtime.embedding_dim), np.nan, np.float32)
+        if good.any():
+            vectors[good] = self._embed(images if good.all() else images[good])
+        for index in np.flatnonzero(good & ~np.isfinite(vectors).all(axis=1)):
+            vectors[index], errors[index, 0] = np.nan, b"its embedding is not finite"
+            self._metrics.count("not_finite")
+        self._metrics.count("ok", int(sum(not error for error in errors[:, 0])))
+        return {"embedding": vectors, "error": errors}
+
+    def _embed(self, batch: Pixels) -> Embeddings:
         start = time.perf_counter()
         vectors = self._runtime.embed(batch)
         self._metrics.observe("inference", time.perf_counter() - start)
         self._metrics.observe("batch", len(batch))
-        finite = np.isfinite(vectors).all(axis=1)
-        vectors[~finite] = np.nan
-        self._metrics.count("ok", int(finite.sum()))
-        if not finite.all():
-            self._metrics.count("not_finite", int((~finite).sum()))
-        return vectors, [_NO_ERROR if fine else "its embedding is not finite" for fine in finite]
+        return vectors
 
     def finalize(self) -> None:
         """Release the runtime."""
         self._runtime.close()
 
 
-class EncodedImageModel:
-    """``NAME_jpeg``: encoded images, bytes (N, 1), of any type that ``Preprocess`` takes, to embeddings."""
+class DecoderModel:
+    """``NAME_decode``: encoded images, bytes (N, 1), of any type that ``Preprocess`` takes, to uint8 (N, H, W, C)."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the contract, and load the decoders."""
@@ -102,7 +115,6 @@ class EncodedImageModel:
         manifest = load_bundle(self._settings.bundle).manifest
         contract = manifest.preprocess
         self._preprocess = replace(contract, max_pixels=min(contract.max_pixels, self._settings.max_pixels))
-        self._dim = manifest.encoder.embedding_dim
         self._metrics = _Metrics(args["model_name"])
         self._pool = ThreadPoolExecutor(num_threads())  # Pillow lets go of the interpreter's lock
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
@@ -112,24 +124,24 @@ class EncodedImageModel:
             self._preprocess.decode(buffer.getvalue())
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Decode the images of all requests, and let ``NAME`` embed those that could be."""
-        return _answered(requests, self._vectors)
+        """Decode the images of all requests; black ones, and the reasons, stand for those that cannot be."""
+        return _answered(requests, self._outputs)
 
-    def _vectors(self, files: Sequence[Any]) -> tuple[Embeddings, list[str]]:
+    def _outputs(self, inputs: Sequence[Inputs]) -> Outputs:
+        files = [bytes(file) for each in inputs for file in each["images"][:, 0]]
         start = time.perf_counter()
-        decoded = list(self._pool.map(self._decode, [bytes(item) for item in np.concatenate(files)[:, 0]]))
+        decoded = list(self._pool.map(self._decode, files))
         self._metrics.observe("decode", time.perf_counter() - start)
-        vectors = np.full((len(decoded), self._dim), np.nan, np.float32)
-        errors = [item.reason if isinstance(item, _Unread) else _NO_ERROR for item in decoded]
-        good = [index for index, item in enumerate(decoded) if not isinstance(item, _Unread)]
+        pixels, errors = np.zeros((len(files), *self._preprocess.shape), np.uint8), _no_errors(len(files))
+        for index, item in enumerate(decoded):
+            if isinstance(item, _Unread):
+                errors[index, 0] = item.reason.encode()
+            else:
+                pixels[index] = item
         # not where it is decoded: the backend's metrics end the server when threads use them
         for result, number in Counter(item.cause if isinstance(item, _Unread) else "ok" for item in decoded).items():
             self._metrics.count(result, number)
-        if good:
-            vectors[good], found = self._embed(np.stack([decoded[index] for index in good]))
-            for index, error in zip(good, found, strict=True):
-                errors[index] = error
-        return vectors, errors
+        return {"images": pixels, "error": errors}
 
     def _decode(self, data: bytes) -> "Pixels | _Unread":
         limit = self._settings.max_image_bytes
@@ -139,18 +151,6 @@ class EncodedImageModel:
             return self._preprocess.decode(data)
         except DecodeError as error:
             return _Unread("too_many_pixels" if "decompression bomb" in str(error) else "not_decoded", str(error))
-
-    def _embed(self, pixels: Pixels) -> tuple[Embeddings, list[str]]:
-        request = pb.InferenceRequest(
-            model_name=self._settings.encoder_model,
-            requested_output_names=["embedding", "error"],
-            inputs=[pb.Tensor("images", pixels)],
-        )
-        answer = request.exec()
-        if answer.has_error():
-            raise _RefusedError(answer.error())
-        vectors, errors = (pb.get_output_tensor_by_name(answer, name).as_numpy() for name in ("embedding", "error"))
-        return vectors, [error.decode().partition(": ")[2] for error in errors[:, 0]]
 
     def finalize(self) -> None:
         """Stop the threads."""
@@ -164,50 +164,40 @@ class _Unread(NamedTuple):
     reason: str
 
 
-class _RefusedError(Exception):
-    """``NAME`` refused a batch, in Triton's own words: too long a queue, or its end."""
-
-    def __init__(self, error: Any) -> None:
-        super().__init__(error.message())
-        self.error = error
-
-
-def _answered(
-    requests: Sequence[Any], vectors_of: Callable[[Sequence[Any]], tuple[Embeddings, list[str]]]
-) -> list[Any]:
+def _answered(requests: Sequence[Any], outputs_of: Callable[[Sequence[Inputs]], Outputs]) -> list[Any]:
     """Answer requests, of which each has one or more items; what is wrong with an item is said in its place.
 
     Triton would send the traceback of whatever left ``execute`` to every client in the batch: nothing may leave it.
     """
     answers: list[Any] = [None] * len(requests)
-    inputs = {}
+    inputs: dict[int, Inputs] = {}
     for number, request in enumerate(requests):
         try:
-            inputs[number] = pb.get_input_tensor_by_name(request, "images").as_numpy()
+            inputs[number] = {name: _tensor(request, name) for name in ("images", "error")}
         except Exception:  # noqa: BLE001 - the backend raises whatever bytes that are no tensor lead it to
             answers[number] = _failure("images cannot be read as a tensor", pb.TritonError.INVALID_ARG)
     try:
-        if inputs:
-            vectors, errors = vectors_of(list(inputs.values()))
-            start = 0
-            for number, items in inputs.items():
-                stop = start + len(items)
-                answers[number] = _answer(vectors[start:stop], errors[start:stop])
-                start = stop
-    except _RefusedError as refused:
-        answers = [answer or pb.InferenceResponse(error=refused.error) for answer in answers]
+        outputs = outputs_of(list(inputs.values())) if inputs else {}
+        start = 0
+        for number, each in inputs.items():
+            stop = start + len(each["images"])
+            answers[number] = pb.InferenceResponse(
+                [pb.Tensor(name, np.ascontiguousarray(rows[start:stop])) for name, rows in outputs.items()]
+            )
+            start = stop
     except Exception:  # noqa: BLE001
         traceback.print_exc(file=sys.stderr)
         answers = [answer or _failure("the model failed", pb.TritonError.INTERNAL) for answer in answers]
     return answers
 
 
-def _answer(vectors: Embeddings, errors: Sequence[str]) -> Any:
-    named = [f"image {number}: {error}".encode() if error else b"" for number, error in enumerate(errors)]
-    column = np.array(named, dtype=np.object_).reshape(-1, 1)
-    return pb.InferenceResponse(
-        [pb.Tensor("embedding", np.ascontiguousarray(vectors)), pb.Tensor("error", column)]
-    )
+def _tensor(request: Any, name: str) -> Any:
+    tensor = pb.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def _no_errors(number: int) -> Any:
+    return np.full((number, 1), b"", dtype=np.object_)
 
 
 def _failure(message: str, code: Any) -> Any:

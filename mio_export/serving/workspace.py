@@ -11,10 +11,10 @@ from pathlib import Path
 from mio_export.bundle import Bundle
 from mio_export.errors import MissingBackendError, UsageError
 from mio_export.runtimes import Choice
-from mio_export.serving.settings import JPEG, ServeOptions, WorkerSettings
+from mio_export.serving.settings import DECODE, JPEG, ServeOptions, WorkerSettings
 
 _NUM_DECODERS = 2
-"""Processes that decode: one does so while the other waits for its embeddings."""
+"""Processes that decode, each with a thread for every core; what crashes one takes no model with it."""
 _QUEUED_BATCHES = 16
 _CLOSED = "logging,trace,model-repository,statistics"
 """Parts of Triton's protocol that would let a client change the server or write files."""
@@ -71,29 +71,26 @@ def write_workspace(
     settings = WorkerSettings(
         bundle=str(bundle.path.resolve()),
         choice=replace(choice, companions=dict(choice.companions), options=dict(choice.options)),
-        encoder_model=name,
         max_batch=options.batch_for(bundle),
         max_image_bytes=options.max_image_bytes,
         max_pixels=options.max_pixels,
     )
-    shape = ", ".join(str(extent) for extent in bundle.manifest.preprocess.shape)
-    models = (
-        (name, "EncoderModel", f"TYPE_UINT8 dims: [{shape}]", 1),
-        (name + JPEG, "EncodedImageModel", "TYPE_STRING dims: [1]", _NUM_DECODERS),
-    )
-    for model, kind, takes, count in models:
+    for model, config in _models(name, bundle, choice, options).items():
         version = folder / "models" / model / "1"
         version.mkdir(parents=True)
-        (version.parent / "config.pbtxt").write_text(_config(bundle, choice, options, takes, count))
-        (version / "model.py").write_text(f"from mio_export.serving.worker import {kind} as TritonPythonModel\n")
-        settings.save(version)
+        (version.parent / "config.pbtxt").write_text(config)
+        if model in (name, name + DECODE):
+            kind = "EncoderModel" if model == name else "DecoderModel"
+            (version / "model.py").write_text(f"from mio_export.serving.worker import {kind} as TritonPythonModel\n")
+            settings.save(version)
     backend = folder / "backends" / "python"
     backend.mkdir(parents=True)
     for file in (*(triton.home / "backends" / "python").iterdir(), triton.stub):
         (backend / file.name).symlink_to(file)
 
 
-def _config(bundle: Bundle, choice: Choice, options: ServeOptions, takes: str, count: int) -> str:
+def _models(name: str, bundle: Bundle, choice: Choice, options: ServeOptions) -> dict[str, str]:
+    """Return the three models' configurations, in Triton's own text, by their names."""
     manifest, max_batch = bundle.manifest, options.batch_for(bundle)
     says = {
         "space": manifest.space,
@@ -105,14 +102,12 @@ def _config(bundle: Bundle, choice: Choice, options: ServeOptions, takes: str, c
         "decode": "full",
     }
     parameters = "\n".join(f'parameters {{key: "{k}" value {{string_value: "{v}"}}}}' for k, v in says.items())
-    return f"""\
-backend: "python"
-max_batch_size: {max_batch}
-input [{{name: "images" data_type: {takes}}}]
-output [
-  {{name: "embedding" data_type: TYPE_FP32 dims: [{manifest.encoder.embedding_dim}]}},
-  {{name: "error" data_type: TYPE_STRING dims: [1]}}
-]
+    pixels = f'{{name: "images" data_type: TYPE_UINT8 dims: {list(manifest.preprocess.shape)}}}'
+    files = '{name: "images" data_type: TYPE_STRING dims: [1]}'
+    embedding = f'{{name: "embedding" data_type: TYPE_FP32 dims: [{manifest.encoder.embedding_dim}]}}'
+    error = '{name: "error" data_type: TYPE_STRING dims: [1]}'
+    given = '{name: "error" data_type: TYPE_STRING dims: [1] optional: true}'
+    queue = f"""\
 dynamic_batching {{
   default_queue_policy {{
     timeout_action: REJECT
@@ -120,9 +115,47 @@ dynamic_batching {{
     max_queue_size: {_QUEUED_BATCHES * max(max_batch, 16)}
   }}
 }}
-instance_group [{{kind: KIND_CPU count: {count}}}]
+"""
+    encoder = f"""\
+backend: "python"
+max_batch_size: {max_batch}
+input [{pixels}, {given}]
+output [{embedding}, {error}]
+instance_group [{{kind: KIND_CPU count: 1}}]
+{queue}{parameters}
+"""
+    decoder = f"""\
+backend: "python"
+max_batch_size: {max_batch}
+input [{files}]
+output [{pixels}, {error}]
+instance_group [{{kind: KIND_CPU count: {_NUM_DECODERS}}}]
+{queue}"""
+    chain = f"""\
+platform: "ensemble"
+max_batch_size: {max_batch}
+input [{files}]
+output [{embedding}, {error}]
+ensemble_scheduling {{
+  step [
+    {{
+      model_name: "{name}{DECODE}" model_version: 1
+      input_map {{key: "images" value: "images"}}
+      output_map {{key: "images" value: "pixels"}}
+      output_map {{key: "error" value: "unread"}}
+    }},
+    {{
+      model_name: "{name}" model_version: 1
+      input_map {{key: "images" value: "pixels"}}
+      input_map {{key: "error" value: "unread"}}
+      output_map {{key: "embedding" value: "embedding"}}
+      output_map {{key: "error" value: "error"}}
+    }}
+  ]
+}}
 {parameters}
 """
+    return {name: encoder, name + DECODE: decoder, name + JPEG: chain}
 
 
 def command(folder: Path, triton: Triton, options: ServeOptions, *, shm_prefix: str) -> list[str]:

@@ -229,11 +229,11 @@ def test_metrics_count_requests_failures_batches_and_times(server, photo_crops):
         encoder.embed_files([jpegs(photo_crops, 1)[0], b"", bomb()])
     text = server.metrics()
     for name in (
-        'mio_images{model="encoder_jpeg",result="not_decoded"}',
-        'mio_images{model="encoder_jpeg",result="too_many_pixels"}',
+        'mio_images{model="encoder_decode",result="not_decoded"}',
+        'mio_images{model="encoder_decode",result="too_many_pixels"}',
         'mio_images{model="encoder",result="ok"}',
         'mio_batch_images_bucket{model="encoder",le="1"}',
-        'mio_decode_seconds_count{model="encoder_jpeg"}',
+        'mio_decode_seconds_count{model="encoder_decode"}',
         'mio_inference_seconds_count{model="encoder"}',
         'nv_inference_request_success{model="encoder",version="1"}',
         'nv_inference_queue_duration_us{model="encoder",version="1"}',
@@ -241,7 +241,7 @@ def test_metrics_count_requests_failures_batches_and_times(server, photo_crops):
         assert name in text
 
 
-@pytest.mark.parametrize("model", ["encoder", "encoder_jpeg"])
+@pytest.mark.parametrize("model", ["encoder", "encoder_decode"])
 def test_a_dead_worker_turns_readiness_off(serve, bundle, tmp_path, model):
     with serve(bundle.path, tmp_path / "log") as running:
         assert running.is_ready()
