@@ -26,7 +26,7 @@ from mio_export.serving.workspace import Triton, command, model_name, write_work
 
 _START_S = 300.0
 _GRACE_S = 5.0
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps it
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class Server:
@@ -75,10 +75,11 @@ class Server:
     def description(self) -> str:
         """Return where the server listens, what it runs, how well that was proved, and how to call it."""
         shape = ", ".join(str(extent) for extent in self.bundle.manifest.preprocess.shape)
+        choice = self.choice
         return "\n".join(
             [
                 f"serving {self.bundle.path}, space {self.bundle.manifest.space[:12]}…",
-                f"  artifact  {self.choice.file} ({self.choice.runtime} {self.choice.precision} on {self.choice.device})",
+                f"  artifact  {choice.file} ({choice.runtime} {choice.precision} on {choice.device})",
                 f"  parity    {_parity(self.bundle, self.choice)}",
                 f"  models    {self.name}: uint8 (N, {shape}); {self.name}{JPEG}: encoded images, bytes (N, 1);"
                 f" N up to {self.options.batch_for(self.bundle)}",
@@ -160,7 +161,7 @@ class Server:
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.options.host, self.options.host)  # noqa: S104
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.options.host, self.options.host)
         url = f"http://{_bracketed(host)}:{self.options.http_port}/v2/health/ready"
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + _START_S

@@ -79,7 +79,9 @@ def _decoding_problems(server: RemoteEncoder, reference: Reference, report: Pari
         elif bound is not None and (far := relative_errors(a[None], b[None])[0]) > bound:
             problems.append(f"preprocessing: golden image {name}: relative error {far:.1e} is above {bound:.1e}")
         elif (near := float((l2_normalized(a[None]) * l2_normalized(b[None])).sum())) < report.budget.min_cosine:
-            problems.append(f"preprocessing: golden image {name}: cosine {near:.6f} is below {report.budget.min_cosine}")
+            problems.append(
+                f"preprocessing: golden image {name}: cosine {near:.6f} is below {report.budget.min_cosine}"
+            )
     return problems
 
 

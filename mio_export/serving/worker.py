@@ -82,7 +82,10 @@ class EncoderModel:
         images = np.concatenate([each["images"] for each in inputs]) if len(inputs) > 1 else inputs[0]["images"]
         given = [each["error"] for each in inputs]
         errors = np.concatenate(
-            [_no_errors(len(each["images"])) if error is None else error for each, error in zip(inputs, given, strict=True)]
+            [
+                _no_errors(len(each["images"])) if error is None else error
+                for each, error in zip(inputs, given, strict=True)
+            ]
         )
         good = np.array([not error for error in errors[:, 0]])
         vectors = np.full((len(images), self._runtime.embedding_dim), np.nan, np.float32)
@@ -118,9 +121,9 @@ class DecoderModel:
         self._metrics = _Metrics(args["model_name"])
         self._pool = ThreadPoolExecutor(num_threads())  # Pillow lets go of the interpreter's lock
         warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-        for format in ("JPEG", "PNG"):
+        for kind in ("JPEG", "PNG"):
             buffer = io.BytesIO()
-            Image.new("RGB", (32, 32)).save(buffer, format)
+            Image.new("RGB", (32, 32)).save(buffer, kind)
             self._preprocess.decode(buffer.getvalue())
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -116,7 +116,9 @@ def test_a_wrong_dtype_shape_or_size_is_refused(server, protocol, array, datatyp
 
 
 def test_bytes_that_are_no_tensor_are_refused_without_a_trace(server):
-    header = {"inputs": [{"name": "images", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}}]}
+    header = {
+        "inputs": [{"name": "images", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}}]
+    }
     head = json.dumps(header).encode()
     request = urllib.request.Request(
         server.http.replace("encoder", "v2/models/encoder_jpeg/infer"),
@@ -161,7 +163,9 @@ def test_another_space_is_refused(server):
         RemoteEncoder(server.http, space="0" * 64)
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://127.0.0.1/encoder", "http://127.0.0.1:8000", "http:///encoder"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ftp://127.0.0.1/encoder", "http://127.0.0.1:8000", "http:///encoder"]
+)
 def test_a_wrong_url_is_a_usage_error(url):
     with pytest.raises(UsageError, match="http://HOST:PORT/NAME"):
         RemoteEncoder(url)
