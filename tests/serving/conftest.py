@@ -40,11 +40,16 @@ class Running:
         except OSError:
             return False
 
+    def servers(self):
+        """Process ids of the children: the server."""
+        found = subprocess.run(["ps", "--ppid", str(self.process.pid), "-o", "pid="], capture_output=True, check=False)
+        return [int(pid) for pid in found.stdout.split()]
+
     def workers(self):
         """Process ids of the workers, and the model of each."""
-        tree = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        tree = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
         rows = [line.split(None, 2) for line in tree.splitlines()[1:]]
-        servers = {pid for pid, parent, _ in rows if parent == str(self.process.pid)}
+        servers = {str(pid) for pid in self.servers()}
         found = {int(pid): re.search(r"models/([^/]+)/", text) for pid, parent, text in rows if parent in servers}
         return {pid: match.group(1) for pid, match in found.items() if match}
 
