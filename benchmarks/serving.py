@@ -3,7 +3,7 @@
     python benchmarks/serving.py            in the environment with the extra `serve`
     python benchmarks/serving.py --seconds 5
 
-Fails below 1.3 times the throughput without batching, and below 80 % of the runtime alone at the batch size that formed.
+Fails below 1.3 times the throughput without batching, and below 80 % of the runtime alone at the batch that formed.
 """
 
 import argparse
