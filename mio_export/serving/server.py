@@ -21,11 +21,13 @@ from mio_export.embedding.choices import fastest
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
-from mio_export.serving.settings import JPEG, ServeOptions
+from mio_export.serving.settings import BUSY, DECODE, JPEG, ServeOptions
 from mio_export.serving.workspace import Triton, command, model_name, write_workspace
 
 _START_S = 300.0
 _GRACE_S = 5.0
+_IDLE_LOOKS = 3
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -161,25 +163,43 @@ class Server:
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.options.host, self.options.host)
-        url = f"http://{_bracketed(host)}:{self.options.http_port}/v2/health/ready"
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        url = f"http://{_reached(self.options.host)}:{self.options.http_port}/v2/health/ready"
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise MioError(f"the server did not start (status {self._process.returncode}); it said why above")
-            with suppress(OSError), opener.open(url, timeout=1) as answer:
+            with suppress(OSError), _OPENER.open(url, timeout=1) as answer:
                 if answer.status == 200:
                     return
             time.sleep(0.05)
         raise MioError(f"the server was not ready after {_START_S:.0f} s")
 
     def _drain(self) -> None:
-        """Let the server answer what it has, and end."""
+        """Let the server answer what it has, and end.
+
+        A Triton that ends finishes each model's own requests, but refuses the second half of a chain: so it is told to
+        end at a moment when nothing is decoded.
+        """
         assert self._process is not None
+        deadline = time.monotonic() + self.options.timeout_s
+        idle = 0
+        while idle < _IDLE_LOOKS and time.monotonic() < deadline and self._process.poll() is None:
+            idle = idle + 1 if self._decodes_nothing() else 0
+            time.sleep(0.02)
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(self.options.timeout_s + _GRACE_S)
+
+    def _decodes_nothing(self) -> bool:
+        url = f"http://{_reached(self.options.host)}:{self.options.metrics_port}/metrics"
+        try:
+            with _OPENER.open(url, timeout=1) as answer:
+                lines = answer.read().decode().splitlines()
+        except OSError:
+            return True  # it is not there yet, or no more
+        names = (BUSY, "nv_inference_pending_request_count")
+        starts = tuple(f'{name}{{model="{self.name}{DECODE}"' for name in names)
+        return not any(line.startswith(starts) and float(line.rpartition(" ")[2]) for line in lines)
 
     def _end(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -236,6 +256,11 @@ def _children(pid: int) -> Iterator[int]:
 def _die_with_parent() -> None:
     """Let the kernel end the server when this process is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _reached(host: str) -> str:
+    """Return where this machine reaches what listens at ``host``."""
+    return _bracketed({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host))
 
 
 def _bracketed(host: str) -> str:

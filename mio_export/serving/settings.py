@@ -15,6 +15,9 @@ JPEG = "_jpeg"
 DECODE = "_decode"
 """The same of its first half, which gives pixels."""
 
+BUSY = "mio_busy_workers"
+"""Metric: the workers that compute now."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
@@ -87,4 +90,4 @@ class WorkerSettings:
         return cls(**{**values, "choice": Choice(**values["choice"])})
 
 
-__all__ = ["DECODE", "JPEG", "SETTINGS", "ServeOptions", "WorkerSettings"]
+__all__ = ["BUSY", "DECODE", "JPEG", "SETTINGS", "ServeOptions", "WorkerSettings"]

@@ -1,8 +1,7 @@
 """The two models as Triton's Python backend runs them, each in processes of its own; nothing else imports this file.
 
 ``NAME`` owns the runtime and ``NAME_decode`` the decoders; ``NAME_jpeg`` is Triton's own chain of both, so that the
-runtime is loaded once. (A decoder that called ``NAME`` itself would be refused by a server that is about to end, while
-requests are still open.)
+runtime is loaded once.
 """
 
 import io
@@ -25,7 +24,7 @@ from mio_export.preprocess import DecodeError, Pixels
 from mio_export.runtimes.base import Embeddings
 from mio_export.runtimes.devices import num_threads
 from mio_export.runtimes.registry import open_choice
-from mio_export.serving.settings import WorkerSettings
+from mio_export.serving.settings import BUSY, WorkerSettings
 
 _BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
 _SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
@@ -42,6 +41,8 @@ class _Metrics:
         self._model = model
         self._images = kind("mio_images", "Images by what became of them", kind.COUNTER)
         self._results: dict[str, Any] = {}
+        self._busy_family = kind(BUSY, "Workers that compute now", kind.GAUGE)
+        self.busy = self._busy_family.Metric(labels={"model": model})
         families = {
             "batch": kind("mio_batch_images", "Images in a batch", kind.HISTOGRAM),
             "decode": kind("mio_decode_seconds", "Time to decode a batch", kind.HISTOGRAM),
@@ -128,7 +129,11 @@ class DecoderModel:
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Decode the images of all requests; black ones, and the reasons, stand for those that cannot be."""
-        return _answered(requests, self._outputs)
+        self._metrics.busy.increment(1)
+        try:
+            return _answered(requests, self._outputs)
+        finally:
+            self._metrics.busy.increment(-1)
 
     def _outputs(self, inputs: Sequence[Inputs]) -> Outputs:
         files = [bytes(file) for each in inputs for file in each["images"][:, 0]]
