@@ -8,6 +8,8 @@ PHOTOS ?= /usr/share/backgrounds /usr/share/wallpapers
 
 PEERS_READY := .peers/.ready
 
+SERVE_READY := .venv-serve/.ready
+
 .PHONY: setup demo test check format evidence peers gpu clean
 
 setup: $(READY)
@@ -26,8 +28,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check
-	$(BIN)/python -m pytest
+test: check $(SERVE_READY)
+	$(BIN)/python -m pytest --ignore tests/serving
+	.venv-serve/bin/python -m pytest tests/serving
 	$(BIN)/python scripts/check_wheel.py
 
 format: setup
@@ -42,8 +45,17 @@ $(PEERS_READY): benchmarks/peers/requirements.txt
 	$(BIN)/uv pip install --quiet --python .peers/bin/python --requirement benchmarks/peers/requirements.txt
 	touch $(PEERS_READY)
 
-evidence: setup peers
-	$(BIN)/python -m pytest -m slow
+# Triton's Python package needs numpy 1: an environment of its own, with all other pins alike
+$(SERVE_READY): $(READY) constraints-serve.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-serve
+	sed 's/==.*//; s/^/^/; s/$$/==/' constraints-serve.txt | grep --invert-match --file - constraints.txt > .venv-serve/constraints.txt
+	$(BIN)/uv pip install --quiet --python .venv-serve/bin/python --editable '.[serve]' pytest \
+	    --constraint .venv-serve/constraints.txt --constraint constraints-serve.txt
+	touch $(SERVE_READY)
+
+evidence: setup peers $(SERVE_READY)
+	$(BIN)/python -m pytest -m slow --ignore tests/serving
+	.venv-serve/bin/python -m pytest -m slow tests/serving
 	$(BIN)/python benchmarks/objective_cost.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/quickstart.py
@@ -54,9 +66,10 @@ evidence: setup peers
 	$(BIN)/python benchmarks/gate.py
 	$(BIN)/python benchmarks/runtimes.py --photos $(PHOTOS)
 	$(BIN)/python benchmarks/embedding.py --photos $(PHOTOS)
+	.venv-serve/bin/python benchmarks/serving.py
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu -s
 
 clean:
-	rm -rf .venv build dist *.egg-info mio-quickstart .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-serve .peers build dist *.egg-info mio-quickstart .mypy_cache .pytest_cache .ruff_cache

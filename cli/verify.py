@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mio_export.cli.output import Json, print_json, print_parity
-from mio_export.errors import GateError
+from mio_export.errors import GateError, UsageError
 
 
 def run(
@@ -17,6 +17,10 @@ def run(
         str,
         typer.Option(help="Where the artifacts run: cpu, cuda, tensorrt (of ONNX Runtime), or auto: all there are."),
     ] = "auto",
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Hold a live server to the gate: http:// or grpc://HOST:PORT/NAME."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a bundle, or prove it again.
@@ -24,8 +28,13 @@ def run(
     Without images, every hash; with images, every artifact is compared with the encoder again, and what was unproven
     because it could not run where it was built is proved or refused.
 
+    With --server, the server's answers are compared with the encoder, its preprocessing included.
+
     Example:  mio verify encoder.mio --images photos
     """
+    if server is not None:
+        _verify_server(bundle, server, images=images, limit=limit, as_json=as_json)
+        return
     from mio_export.parity import verify
 
     result = verify(bundle, images=images, limit=limit, device=device)
@@ -42,3 +51,19 @@ def run(
     for line in result.unproven:
         typer.echo(f"unproven: {line} cannot run here; verify it where it does")
     typer.echo(f"{bundle}: every hash holds" + ("" if images else "; to prove the artifacts again, add --images DIR"))
+
+
+def _verify_server(bundle: Path, url: str, *, images: Path | None, limit: int, as_json: bool) -> None:
+    from mio_export.serving import verify_server
+
+    if images is None:
+        raise UsageError("a server is held to the gate on real images; add --images DIR")
+    report = verify_server(bundle, url, images=images, limit=limit)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        print_parity([report])
+    if not report.passed:
+        raise GateError("\n     ".join([f"{url} is refused", *report.problems]))
+    if not as_json:
+        typer.echo(f"{url} gives the embeddings of {bundle}, from pixels and from encoded images")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,6 +60,7 @@ def prove(
     reference: Reference,
     devices: Sequence[str] = ("cpu",),
     stages: Sequence[Mapping[str, Any]] = (),
+    open: Callable[[str], Runtime] | None = None,
 ) -> Outcome:
     """Compare an artifact with the encoder; what it finds is in the report, never raised.
 
@@ -70,13 +71,14 @@ def prove(
         reference: what to compare with.
         devices: where to run it; what cannot run anywhere here is ``unproven``.
         stages: what the export noted of each of its stages.
+        open: gives what runs the artifact on a device; None: this machine, from ``folder``.
     """
     budget = reference.budget(artifact.precision, manifest.requirements)
     found = _Findings(budget, reference)
     ran, unproven = [], []
     for device in devices:
         try:
-            with _opened(folder, artifact, reference, device) as runtime:
+            with open(device) if open else _opened(folder, artifact, reference, device) as runtime:
                 found.look(runtime, device, manifest.max_batch)
             ran.append(device)
         except MissingBackendError as error:

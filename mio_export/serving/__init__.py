@@ -1,5 +1,31 @@
-"""Serving: a bundle behind an inference server."""
+"""An encoder behind the Triton Inference Server: the server, its client, and the proof that a live one is right.
 
-from mio_export.serving.repository import Deployment, write_repository
+Each name is imported when it is first used: a worker of the server, which lies beside them, needs none of them.
+"""
 
-__all__ = ["Deployment", "write_repository"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mio_export.serving.client import RemoteEncoder
+    from mio_export.serving.repository import Deployment, write_repository
+    from mio_export.serving.server import Server
+    from mio_export.serving.settings import ServeOptions
+    from mio_export.serving.verification import verify_server
+
+__all__ = ["Deployment", "RemoteEncoder", "ServeOptions", "Server", "verify_server", "write_repository"]
+
+_HOMES = {
+    "Deployment": "mio_export.serving.repository",
+    "RemoteEncoder": "mio_export.serving.client",
+    "ServeOptions": "mio_export.serving.settings",
+    "Server": "mio_export.serving.server",
+    "verify_server": "mio_export.serving.verification",
+    "write_repository": "mio_export.serving.repository",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mio_export.serving' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -17,6 +17,7 @@ COMMANDS = (
     "bench",
     "embed",
     "merge",
+    "serve",
     "search",
     "inspect",
     "doctor",
