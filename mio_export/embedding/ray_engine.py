@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import threading
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -96,7 +97,9 @@ def embedded_by_ray(
         context.execution_options.preserve_order = True
         context.enable_progress_bars = context.print_on_execution_start = False
         try:
-            with DataContext.current(context):
+            with DataContext.current(context), warnings.catch_warnings():
+                # Ray Data retries without end, and has deprecated the one way to bound that, with no other yet
+                warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
                 done = ray.data.from_items(items, override_num_blocks=len(items)).map(
                     _embed_shard, fn_kwargs={"settings": settings}, max_retries=_RETRIES, **_share(choice)
                 )
