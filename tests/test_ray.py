@@ -1,9 +1,11 @@
 """The Ray engine, with the real Ray on this machine: the bytes of the local engine, whatever dies on the way."""
 
+import errno
 import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -212,6 +214,23 @@ def test_wrong_calls_are_one_line(mio, bundle, photos, tmp_path, monkeypatch):
         assert (result.code, result.err.count("\n")) == (code, 1)
         assert message in result.err
     assert not (tmp_path / "out").exists()
+
+
+@needs_ray
+def test_a_cluster_that_is_not_there_is_one_line(bundle, photos, tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    run = subprocess.run(
+        [*MIO, "embed", bundle.path, photos, "-o", tmp_path / "out", *COMMAND, "--engine", "ray", "--address", address],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[1:] == [
+        f"mio: the Ray cluster {address} cannot be used: [Errno {errno.ECONNREFUSED}] Connection refused"
+    ]
 
 
 def test_threads_are_limited(monkeypatch):

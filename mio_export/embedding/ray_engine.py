@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
@@ -29,6 +30,7 @@ from mio_export.runtimes.registry import open_choice
 from mio_export.sources import SourceFile
 from mio_export.store import FAILED, StoreInfo
 
+_CONNECT_S = 10
 _RETRIES = 3
 """How often a shard is given to another worker when its own is gone; an image may be what kills them."""
 
@@ -130,12 +132,14 @@ def _cluster(address: str | None) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         try:
+            if address:
+                _check_reachable(address)
             ray.init(
                 **({"address": address} if address else own),
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise MioError(f"the Ray cluster {address or 'on this machine'} cannot be used: {reason}") from None
         if threading.current_thread() is threading.main_thread():
@@ -143,6 +147,13 @@ def _cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse a port that nobody listens at; Ray itself would wait for minutes and fill the terminal."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
 
 
 def _share(choice: Choice) -> dict[str, float]:
