@@ -13,6 +13,8 @@ import tempfile
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import fsspec
 import numpy as np
@@ -85,7 +87,7 @@ def processes():
         yield int(pid), int(parent), "".join(command)
 
 
-def kill_a_busy_worker(within_s=10):
+def kill_a_busy_worker(*, within_s):
     """Kill a worker of this process's cluster that is at a shard, as the system does when memory runs out."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
@@ -98,37 +100,31 @@ def kill_a_busy_worker(within_s=10):
     return None
 
 
-class Watched(Progress):
-    """Calls something once, after the first shard."""
+class Counted(Progress):
+    """Keeps what it is told of."""
 
-    def __init__(self, action):
-        self.action, self.got, self.counts = action, None, []
+    def __init__(self):
+        self.amounts, self.failed = [], []
 
+    @contextmanager
     def task(self, *arguments, **options):
-        self._inner = super().task(*arguments, **options)
-        return self
-
-    def __enter__(self):
-        self._inner.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        return self._inner.__exit__(*error)
+        yield self
 
     def advance(self, amount=1, *, failed=0, **options):
-        self.counts.append((amount, failed))
-        if self.got is None:
-            self.got = self.action()
+        self.amounts.append(amount)
+        self.failed.append(failed)
 
 
 @needs_ray
 def test_ray_gives_the_bytes_of_the_local_engine_though_a_worker_is_killed(cluster, bundle, images, expected, tmp_path):
-    watched = Watched(kill_a_busy_worker)
-    result = embed(bundle.path, images, tmp_path / "out", engine="ray", progress=watched, **OPTIONS)
+    progress = Counted()
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_a_busy_worker, within_s=60)
+        result = embed(bundle.path, images, tmp_path / "out", engine="ray", progress=progress, **OPTIONS)
     assert (result.num_files, result.num_ok, result.num_duplicates, result.num_failed) == (53, 50, 10, 3)
     assert contents(tmp_path / "out") == expected
-    assert watched.got is not None
-    assert [sum(counts) for counts in zip(*watched.counts, strict=True)] == [53, 3]
+    assert killed.result() is not None
+    assert (progress.amounts, sum(progress.failed)) == ([5] * 10 + [3], 3)
     assert embed(bundle.path, images, tmp_path / "out", engine="ray").num_embedded == 0
 
 
@@ -143,9 +139,9 @@ def test_a_shard_whose_workers_always_die_ends_the_run_and_the_next_run_goes_on(
         while not stop.is_set():
             kill_a_busy_worker(within_s=1)
 
-    watched = Watched(lambda: threading.Thread(target=kill, daemon=True).start() or True)
+    threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(MioError, match=r"Ray gave up: WorkerCrashedError: .*\nwhat was finished is kept"):
-        embed(bundle.path, images, tmp_path / "out", engine="ray", progress=watched, **OPTIONS)
+        embed(bundle.path, images, tmp_path / "out", engine="ray", **OPTIONS)
     stop.set()
     assert contents(tmp_path / "out").items() < expected.items()
     embed(bundle.path, images, tmp_path / "out", engine="ray", **OPTIONS)

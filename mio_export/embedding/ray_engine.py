@@ -124,10 +124,10 @@ def _cluster(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read once, when Ray is imported
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters comes as an exception
     if ray.is_initialized():
         yield
         return
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters comes as an exception
     own: dict[str, Any] = {"address": "local", "num_cpus": num_threads(), "include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
