@@ -38,6 +38,12 @@ def run(
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep vectors by content here, for other stores to use.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: the workers of a Ray cluster, to the same rows.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="The Ray cluster to join; without it, Ray runs on this machine.")
+    ] = None,
     max_failures: Annotated[
         str | None, typer.Option(metavar="N|P%", help="More failed files than this: exit status 3.")
     ] = None,
@@ -71,6 +77,8 @@ def run(
         decode=decode,
         shard=shard,
         cache=cache,
+        engine=engine,
+        address=address,
         max_failures=max_failures,
         retry_failed=retry_failed,
         rehash=rehash,

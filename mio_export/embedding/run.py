@@ -1,19 +1,21 @@
 """``embed``: sources of images into an embedding store, one row for every file, resumable at any moment."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from mio_export.bundle import Bundle, load_bundle
 from mio_export.embedding.cache import Cache
 from mio_export.embedding.parts import files_of
-from mio_export.embedding.pipeline import Embedder, Limits
+from mio_export.embedding.pipeline import Embedded, Embedder, Limits
+from mio_export.embedding.ray_engine import Engine, embedded_by_ray, engine_of
 from mio_export.embedding.settling import Wishes, settle
 from mio_export.embedding.standing import Standing
 from mio_export.embedding.writer import StoreWriter
 from mio_export.errors import GateError, MioError, UsageError
-from mio_export.progress import Progress
+from mio_export.progress import Progress, Task
 from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import num_threads
 from mio_export.runtimes.registry import open_choice
@@ -73,6 +75,8 @@ def embed(
     decode: str = "auto",
     shard: str | None = None,
     cache: str | Path | None = None,
+    engine: str = "local",
+    address: str | None = None,
     max_failures: str | None = None,
     retry_failed: bool = False,
     rehash: bool = False,
@@ -97,7 +101,9 @@ def embed(
             that keeps the embeddings of a sample of the files.
         shard: ``I/N``: only the I-th of N parts of the collection; ``merge`` makes one store of all. Every part must
             choose alike, so ``auto`` takes the first runtime that is installed, without measuring.
-        cache: a folder that keeps vectors by content, for other stores of the same artifact.
+        cache: a folder that keeps vectors by content, for other stores of the same artifact; of the local engine.
+        engine: ``local``: this process; or ``ray``: the processes of a Ray cluster, to the same rows.
+        address: of a Ray cluster to join; None: one of this machine alone.
         max_failures: how many files may fail, a number or a share such as ``5%``; None: all but one.
         retry_failed: also try again the files that failed before.
         rehash: also read every file whose size and time are as before, and embed it again if its bytes are not.
@@ -106,7 +112,7 @@ def embed(
 
     Raises:
         UsageError: an argument is not allowed, or differs from what the store was begun with, or a source is missing.
-        MissingBackendError: a URL needs a package that is not installed.
+        MissingBackendError: a URL, or the engine, needs a package that is not installed.
         GateError: more files failed than may; the store holds what was done.
         SpaceError: the store holds vectors of another space, artifact, precision or decode mode.
         MioError: the source holds no images, another process writes to the store, or something is to be pruned while a
@@ -115,6 +121,7 @@ def embed(
     opened, out = load_bundle(bundle), Path(out)
     specs = [source] if isinstance(source, str | Path) else list(source)
     progress = progress or Progress()
+    chosen = engine_of(engine, address=address, cache=cache)
     allowed = _failure_limit(max_failures)
     listing = list_sources(specs)
     if not listing.files:
@@ -140,7 +147,7 @@ def embed(
         standing = Standing(files, out)
         todo = standing.todo(retry_failed=retry_failed, rehash=rehash, progress=progress)
         if todo:
-            _embed_files(opened, choice, todo, info, out, cache, progress)
+            _embed_files(opened, choice, todo, info, out, cache, chosen, progress)
             standing = Standing(files, out)
         num_pruned = prune(out, frozenset(file.key for file in files)) if prune_vanished else 0
     result = _result(info, len(files), standing, listing, len(todo), num_pruned)
@@ -172,19 +179,37 @@ def _embed_files(
     info: StoreInfo,
     out: Path,
     cache: str | Path | None,
+    engine: Engine,
     progress: Progress,
 ) -> None:
     progress.line(
         f"{choice.runtime} {choice.precision} on {choice.device} ({choice.file}), {len(files):,} files to embed"
     )
     limits = Limits()
+    shards = [files[start : start + info.shard_size] for start in range(0, len(files), info.shard_size)]
+    with StoreWriter(out, info, limits) as writer, progress.task("embedding", len(files)) as task:
+        if engine.name == "ray":
+            done = embedded_by_ray(bundle, choice, info, shards, address=engine.address, task=task)
+        else:
+            done = _embedded_here(bundle, choice, info, shards, writer, cache, limits, task)
+        with closing(done):
+            for embedded in done:
+                writer.append(embedded.rows, embedded.vectors)
+
+
+def _embedded_here(
+    bundle: Bundle,
+    choice: Choice,
+    info: StoreInfo,
+    shards: Sequence[Sequence[SourceFile]],
+    writer: StoreWriter,
+    cache: str | Path | None,
+    limits: Limits,
+    task: Task,
+) -> Generator[Embedded]:
+    """Yield each shard embedded by this process; what ``writer`` or a cache holds is not computed."""
     kept = Cache(Path(cache), info) if cache is not None else None
-    with (
-        open_choice(bundle, choice) as runtime,
-        ThreadPoolExecutor(num_threads()) as pool,
-        StoreWriter(out, info, limits) as writer,
-        progress.task("embedding", len(files)) as task,
-    ):
+    with open_choice(bundle, choice) as runtime, ThreadPoolExecutor(num_threads()) as pool:
         embedder = Embedder(
             runtime,
             bundle.manifest.preprocess,
@@ -194,10 +219,9 @@ def _embed_files(
             limits=limits,
         )
         try:
-            for start in range(0, len(files), info.shard_size):
-                shard = files[start : start + info.shard_size]
+            for shard in shards:
                 embedded = embedder.embed(shard, is_known=writer.__contains__, cache=kept, task=task)
-                writer.append(embedded.rows, embedded.vectors)
+                yield embedded
                 if kept:
                     kept.put({sha256: embedded.vectors[sha256] for sha256 in embedded.computed})
         except BaseException:

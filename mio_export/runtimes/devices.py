@@ -9,15 +9,24 @@ from pathlib import Path
 
 from mio_export.errors import MissingBackendError, UsageError
 
+_limit: float = math.inf
+
 
 def num_threads() -> int:
-    """Return how many threads this process may really use, by its affinity and its cgroup's quota."""
+    """Return how many threads this process may really use, by its affinity, its cgroup's quota and its own limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = int(min(cores, _limit))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
         return cores
     return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
+def limit_threads(most: int) -> None:
+    """Let this process use at most so many threads, as it shares the machine with others that do the same work."""
+    global _limit
+    _limit = most
 
 
 def has_cuda() -> bool:

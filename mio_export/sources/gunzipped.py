@@ -9,6 +9,7 @@ Source: the idea of zran.c in https://github.com/madler/zlib/tree/master/example
 import zlib
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -47,11 +48,16 @@ class Gunzipped:
     def __init__(self, blob: Blob) -> None:
         self.problem: str | None = None
         self.size = 0
+        self._blob = blob
         self._lock = Lock()
         self._input = file_of(blob, buffer_bytes=max(blob.buffer_bytes, _INPUT_BYTES))
         self._states = [_State(0, 0, zlib.decompressobj(_GZIP), False)]
         self._spacing = _FIRST_SPACING_BYTES
         self._go_back(self._states[0])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel to another process without the decompressor's states, which only this one can hold."""
+        return _arrived, (self._blob,)
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes from ``offset`` on; fewer where the content ends or is damaged."""
@@ -116,6 +122,12 @@ class Gunzipped:
         if len(self._states) > _MOST_STATES:
             self._states = self._states[::2]
             self._spacing *= 2
+
+
+@lru_cache(maxsize=4)
+def _arrived(blob: Blob) -> Gunzipped:
+    """Return one object for all that come of the same file, so that it is not read from its start for each."""
+    return Gunzipped(blob)
 
 
 def _up_to_damage(inflate: "_Decompress", data: bytes) -> bytes:

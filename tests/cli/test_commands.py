@@ -55,7 +55,7 @@ def workplace(tmp_path_factory, photos, bundle, run_folder):
     return folder
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "quickstart"])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("quickstart", "serve")])
 def test_every_example_runs_as_it_stands(mio, workplace, monkeypatch, command):
     monkeypatch.chdir(workplace)
     for example in example_lines(mio(command, "--help").out):
