@@ -56,9 +56,8 @@ def images(tmp_path_factory):
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(40):
-        Image.fromarray(rng.integers(0, 256, (1000, 1000, 3), dtype=np.uint8)).save(
-            folder / f"{index:02d}.png", compress_level=1
-        )
+        small = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+        small.resize((3000, 3000), Image.Resampling.NEAREST).save(folder / f"{index:02d}.png", compress_level=1)
     for index in range(10):
         shutil.copy(folder / f"{2 * index:02d}.png", folder / f"{39 - index:02d}-copy.png")
     for index in range(3):
@@ -81,7 +80,7 @@ def contents(out):
 
 def processes():
     """Every process as (pid, parent, command line)."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     for line in listed.splitlines():
         pid, parent, *command = line.split(maxsplit=2)
         yield int(pid), int(parent), "".join(command)
@@ -149,6 +148,7 @@ def test_a_shard_whose_workers_always_die_ends_the_run_and_the_next_run_goes_on(
 
 
 @needs_ray
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "joins"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_an_interrupted_run_says_so_and_goes_on(cluster, bundle, images, expected, tmp_path, number, joins):
     out = tmp_path / "out"
