@@ -127,3 +127,19 @@ def mio(monkeypatch, capfd):
         return Finished(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """How many images were given to ONNX Runtime, call by call."""
+    from mio_export.runtimes.onnxruntime import OnnxRuntime
+
+    counted = []
+    original = OnnxRuntime._run
+
+    def run(self, images):
+        counted.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(OnnxRuntime, "_run", run)
+    return counted

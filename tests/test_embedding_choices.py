@@ -28,20 +28,6 @@ class Said(Progress):
 
 
 @pytest.fixture
-def forwards(monkeypatch):
-    """How many images were given to ONNX Runtime in all."""
-    counted = []
-    original = OnnxRuntime._run
-
-    def run(self, images):
-        counted.append(len(images))
-        return original(self, images)
-
-    monkeypatch.setattr(OnnxRuntime, "_run", run)
-    return counted
-
-
-@pytest.fixture
 def copies(tmp_path, photos):
     """40 different images, then 60 copies of them under other names, spread over all."""
     folder = tmp_path / "copies"

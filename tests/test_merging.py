@@ -10,24 +10,9 @@ from PIL import Image
 
 from mio_export.embedding import embed, merge
 from mio_export.errors import MioError, SpaceError, UsageError
-from mio_export.runtimes.onnxruntime import OnnxRuntime
 from mio_export.store import load_embeddings, read_rows, shard_paths
 
 OPTIONS = {"runtime": "onnxruntime", "decode": "full"}
-
-
-@pytest.fixture
-def forwards(monkeypatch):
-    """How many images were given to ONNX Runtime."""
-    counted = []
-    original = OnnxRuntime._run
-
-    def run(self, images):
-        counted.append(len(images))
-        return original(self, images)
-
-    monkeypatch.setattr(OnnxRuntime, "_run", run)
-    return counted
 
 
 @pytest.fixture
