@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("pytriton", reason="the server has an environment of its own: make test-serve")
+pytest.importorskip("pytriton", reason="the server has an environment of its own: make test builds it")
 
 import tritonclient.grpc
 import tritonclient.http
