@@ -313,7 +313,7 @@ def test_training_evaluation_and_embedding_decode_golden_images_as_parity_does(e
     expected = golden_pixels(encoder.preprocess)
     files = list_images(tmp_path).files
     for file in files:
-        assert np.array_equal(decode(file, encoder.preprocess)[1], expected[Path(file.key).stem])
+        assert np.array_equal(decode(file, encoder.preprocess).pixels, expected[Path(file.key).stem])
     loaded = load_images(open_data(tmp_path).train, encoder.preprocess, Progress())
     pixels = {array.tobytes() for array in loaded.pixels}
     assert pixels <= {array.tobytes() for array in expected.values()}
