@@ -54,7 +54,7 @@ def test_every_photo_gets_the_row_that_a_batch_of_one_gives(bundle, photos, out)
 
 
 def test_shards_hold_the_columns_and_the_identity_of_the_space(bundle, photos, out):
-    embed(bundle.path, photos, out, shard_size=10)
+    embed(bundle.path, photos, out, shard_size=10, runtime="onnxruntime")
     assert [pq.read_metadata(path).num_rows for path in shard_paths(out)] == [10, 10, 4]
     table = pq.read_table(shard_paths(out)[0])
     assert table.column_names == ["key", "size", "mtime_ns", "sha256", "status", "stage", "reason", "embedding"]
@@ -65,7 +65,7 @@ def test_shards_hold_the_columns_and_the_identity_of_the_space(bundle, photos, o
 
 def test_the_same_work_has_the_same_bytes(bundle, photos, tmp_path):
     for name in ("a", "b"):
-        embed(bundle.path, photos, tmp_path / name, shard_size=10)
+        embed(bundle.path, photos, tmp_path / name, shard_size=10, runtime="onnxruntime")
     assert state(tmp_path / "a") == state(tmp_path / "b")
 
 
@@ -171,7 +171,7 @@ def test_failed_files_are_tried_again_only_when_asked(bundle, folder, out):
 
 
 def test_another_space_artifact_or_setting_is_refused(bundle, encoder, photos, out, tmp_path, mio):
-    embed(bundle.path, photos, out, batch_size=8)
+    embed(bundle.path, photos, out, batch_size=8, runtime="onnxruntime")
     before = state(out)
     encoder_2 = encoder.untrained(seed=1)
     other = export(encoder_2, tmp_path / "other.mio", images=photos, max_batch=32).bundle
