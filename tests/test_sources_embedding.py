@@ -19,7 +19,7 @@ def test_a_tar_gives_the_rows_and_vectors_of_its_folder(bundle, photos, tmp_path
     path = write_tar(photos, tmp_path / name, "w:gz" if name.endswith("gz") else "w")
     embed(bundle.path, photos, tmp_path / "a", runtime="onnxruntime")
     embed(bundle.path, path, tmp_path / "b", runtime="onnxruntime")
-    a, b = load_embeddings(tmp_path / "a"), load_embeddings(tmp_path / "b", runtime="onnxruntime")
+    a, b = load_embeddings(tmp_path / "a"), load_embeddings(tmp_path / "b")
     assert a.keys == b.keys
     np.testing.assert_array_equal(a.vectors, b.vectors)
     identities = [[(row.key, row.size, row.sha256) for row in read_rows(tmp_path / out)] for out in ("a", "b")]
