@@ -54,9 +54,14 @@ class Encoder(nn.Module):
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Embed float pixels in [0, 255], shape (N, C, H, W); shape (N, D)."""
-        embeddings: Tensor = self.backbone((pixels - self.mean) / self.std)
+        return self.embed_normalized((pixels - self.mean) / self.std)
+
+    def embed_normalized(self, pixels: Tensor) -> Tensor:
+        """Embed pixels that mean and std were applied to, shape (N, C, H, W), in the backbone's dtype; shape (N, D)."""
+        embeddings: Tensor = self.backbone(pixels)
         if self.projector is not None and self.spec.projector is not None:
             embeddings = self.projector(embeddings)[:, : self.spec.projector.keep]
+        embeddings = embeddings.to(self.mean.dtype)
         return F.normalize(embeddings, dim=1) if self.spec.normalize else embeddings
 
     @torch.inference_mode()

@@ -76,7 +76,7 @@ def test_what_runs_here_is_proved_and_the_rest_is_unproven(everything):
 def test_openvino_reads_the_onnx_files(everything):
     found = rows(everything)
     assert found["openvino", "fp32", None][0] == found["openvino", "bf16", None][0] == "encoder.onnx"
-    assert found["openvino", "int8", None][0] == "encoder.int8.openvino.onnx"
+    assert found["openvino", "int8", None][0] == "encoder.int8.onnx"
     hints = {a.precision: a.options for a in everything.manifest.artifacts if a.format == "openvino"}
     assert hints["bf16"] == {"INFERENCE_PRECISION_HINT": "bf16"}
     assert hints["fp32"] == {"INFERENCE_PRECISION_HINT": "f32"}

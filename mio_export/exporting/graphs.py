@@ -12,7 +12,6 @@ from mio_export.errors import MioError, MissingBackendError
 from mio_export.exporting.casting import Cast, HalfPrecision, cast_graph, forecast
 from mio_export.exporting.onnx import Exporter, onnx_from_encoder
 from mio_export.exporting.quantizing import calibrate, quantize
-from mio_export.exporting.request import GraphKind
 from mio_export.models import Encoder
 from mio_export.parity.images import ParityImages
 from mio_export.parity.prove import embed_in_batches
@@ -83,22 +82,22 @@ class Graphs:
         self._calibration = calibration
         self._cache = cache
         self._progress = progress
-        self._made: dict[GraphKind, Graph] = {}
+        self._made: dict[Precision, Graph] = {}
 
-    def at(self, kind: GraphKind) -> Graph:
+    def at(self, precision: Precision) -> Graph:
         """Return a graph, refused stages and all: the proof of its file decides.
 
         Raises:
             MioError: the encoder cannot be captured.
         """
-        if kind not in self._made:
-            if kind == "fp32":
-                self._made[kind] = self._captured()
-            elif kind in ("fp16", "bf16"):
-                self._made[kind] = self._cast(kind)
+        if precision not in self._made:
+            if precision == "fp32":
+                self._made[precision] = self._captured()
+            elif precision == "int8":
+                self._made[precision] = self._quantized()
             else:
-                self._made[kind] = self._quantized(float_stem=kind == "int8-openvino")
-        return self._made[kind]
+                self._made[precision] = self._cast(precision)
+        return self._made[precision]
 
     def _captured(self) -> Graph:
         model, exporter = onnx_from_encoder(self._encoder, max_batch=self._max_batch)
@@ -139,12 +138,12 @@ class Graphs:
         model, cast = cast_graph(source.model, precision, ranges=ranges)
         return self._derived(source, f"cast to {precision}", model, precision, _cast_notes(cast))
 
-    def _quantized(self, *, float_stem: bool) -> Graph:
+    def _quantized(self) -> Graph:
         source, images = self.at("fp32"), self._calibration
         if images is None:
             raise MioError("int8 needs images to calibrate on")
         ranges = calibrate(source.model, _batches(images.pixels), images_sha256=images.sha256, cache=self._cache)
-        model = quantize(source.model, ranges, float_stem=float_stem)
+        model = quantize(source.model, ranges)
         notes = (f"int8 calibrated on {len(images.pixels)} images, sha256 {images.sha256[:12]}…",)
         return self._derived(source, "quantise to int8", model, "int8", notes)
 

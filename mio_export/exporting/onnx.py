@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import onnx
 import torch
+from torch import nn
 
 from mio_export.errors import MioError
 from mio_export.files import sha256_file
@@ -40,15 +41,16 @@ def onnx_from_encoder(encoder: Encoder, *, max_batch: int) -> tuple[onnx.ModelPr
     Raises:
         MioError: neither can.
     """
+    capturable = _Capturable(encoder).eval()
     example = torch.zeros((2, *encoder.preprocess.shape), dtype=torch.uint8)
     with warnings.catch_warnings(), _quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")
         try:
-            return _stripped(_by_dynamo(encoder, example, max_batch)), "dynamo"
+            return _stripped(_by_dynamo(capturable, example, max_batch)), "dynamo"
         except Exception as error:  # noqa: BLE001 - the exporter raises whatever a model's own code leads it to
             reason = _reason(error)
         try:
-            return _stripped(_by_torchscript(encoder, example)), "torchscript"
+            return _stripped(_by_torchscript(capturable, example)), "torchscript"
         except Exception as error:
             raise MioError(f"{encoder.spec.backbone} cannot be exported to ONNX: {reason}") from error
 
@@ -82,6 +84,30 @@ def save_onnx(model: onnx.ModelProto, path: Path, *, provenance: str) -> dict[st
     return {name: sha256_file(path.parent / name)}
 
 
+class _Capturable(nn.Module):
+    """An encoder whose graph the runtimes compute fast; the numbers are the encoder's own, operation by operation.
+
+    Mean and std are repeated for every pixel of a row: ONNX Runtime is slow to broadcast three numbers. The images are
+    copied into channels-first order: PyTorch captures pooling of a transposed view as a gather over the batch, which
+    keeps OpenVINO from fusing the first convolution. Together they make int8 a quarter faster in both.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        shape = encoder.preprocess.shape[1:]
+        self.register_buffer("mean", encoder.mean.view(-1).expand(shape).clone())
+        self.register_buffer("std", encoder.std.view(-1).expand(shape).clone())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        # cast first: TensorRT transposes no uint8
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        return self.encoder.embed_normalized(pixels.permute(0, 3, 1, 2).contiguous())
+
+
 def _reason(error: BaseException) -> str:
     """What the model's code raised, below the exporter's own advice."""
     while error.__cause__ is not None:
@@ -89,11 +115,11 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _by_dynamo(encoder: Encoder, example: torch.Tensor, max_batch: int) -> onnx.ModelProto:
+def _by_dynamo(module: nn.Module, example: torch.Tensor, max_batch: int) -> onnx.ModelProto:
     # a traced batch of 1 would be specialised, so the declared range starts at 1 and the example is 2
     batch = torch.export.Dim("batch", min=1, max=max(2, max_batch))
     program = torch.onnx.export(
-        encoder,
+        module,
         (example,),
         dynamo=True,
         opset_version=OPSET,
@@ -107,10 +133,10 @@ def _by_dynamo(encoder: Encoder, example: torch.Tensor, max_batch: int) -> onnx.
     return program.model_proto
 
 
-def _by_torchscript(encoder: Encoder, example: torch.Tensor) -> onnx.ModelProto:
+def _by_torchscript(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
     buffer: Any = io.BytesIO()  # it is typed for paths only, and takes both
     torch.onnx.export(
-        encoder,
+        module,
         (example,),
         buffer,
         dynamo=False,

@@ -75,7 +75,7 @@ def calibrate(
     return ranges
 
 
-def quantize(model: onnx.ModelProto, ranges: Ranges, *, float_stem: bool = False) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
     """Return the graph in int8 with QuantizeLinear and DequantizeLinear; its input and output are unchanged.
 
     The nodes that give an output stay float, so embeddings are not rounded to 256 values. Two runs give equal bytes.
@@ -83,8 +83,6 @@ def quantize(model: onnx.ModelProto, ranges: Ranges, *, float_stem: bool = False
     Args:
         model: the graph that was calibrated; it is not changed.
         ranges: from ``calibrate``.
-        float_stem: leave the first convolution float, for OpenVINO: quantised there, it costs a ResNet-18 most of its
-            accuracy (mean cosine 0.97 instead of 0.999 at 64 px), which ONNX Runtime does not do with the same graph.
 
     Raises:
         UsageError: a tensor has no range, or one that is not finite.
@@ -100,8 +98,6 @@ def quantize(model: onnx.ModelProto, ranges: Ranges, *, float_stem: bool = False
     copy.CopyFrom(model)
     outputs = {output.name for output in model.graph.output}
     excluded = [node.name for node in model.graph.node if outputs & set(node.output)]
-    if float_stem:
-        excluded += [node.name for node in model.graph.node if node.op_type == "Conv"][:1]
     with _silent():
         return _quantized(copy, ranges, excluded)
 

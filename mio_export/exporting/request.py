@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 from mio_export.bundle import Format, Precision
 from mio_export.errors import UsageError
@@ -21,8 +21,6 @@ PRECISIONS: dict[Format, tuple[Precision, ...]] = {
 
 PyTorch's own formats have no fp16: its range would need fp32 islands, which only the ONNX graph gets.
 """
-GraphKind = Precision | Literal["int8-openvino"]
-"""The ONNX graphs that can be made of one encoder."""
 _NATIVE: frozenset[Format] = frozenset({"pt2", "torchscript"})
 """Formats that PyTorch writes without an ONNX graph."""
 
@@ -85,11 +83,6 @@ def _made(formats: set[str], precisions: set[str], capabilities: Sequence[str]) 
             yield Order(format=name, precision=precision)
 
 
-def source(format: Format, precision: Precision) -> GraphKind:
-    """Return which ONNX graph an artifact is made from.
-
-    OpenVINO computes the fp32 graph in bf16, and has an int8 graph of its own.
-    """
-    if format == "openvino" and precision in ("bf16", "int8"):
-        return "fp32" if precision == "bf16" else "int8-openvino"
-    return precision
+def source(format: Format, precision: Precision) -> Precision:
+    """Return which ONNX graph an artifact is made from: OpenVINO computes the fp32 graph in bf16."""
+    return "fp32" if (format, precision) == ("openvino", "bf16") else precision

@@ -4,7 +4,6 @@ import copy
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mio_export.models import Encoder
@@ -36,8 +35,4 @@ class Traceable(nn.Module):
         """Embed uint8 (N, H, W, C) as float32 (N, D)."""
         encoder = self.encoder
         pixels = images.expand(-1, *self.shape).to(encoder.mean.dtype).permute(0, 3, 1, 2)
-        embeddings: Tensor = encoder.backbone(((pixels - encoder.mean) / encoder.std).to(self.dtype))
-        if encoder.projector is not None and encoder.spec.projector is not None:
-            embeddings = encoder.projector(embeddings)[:, : encoder.spec.projector.keep]
-        embeddings = embeddings.float()
-        return F.normalize(embeddings, dim=1) if encoder.spec.normalize else embeddings
+        return encoder.embed_normalized(((pixels - encoder.mean) / encoder.std).to(self.dtype))

@@ -69,8 +69,6 @@ class Writer:
         The hint is always given: where the processor has bf16, OpenVINO would compute fp32 graphs in it unasked.
         """
         file = self._source_file(order)
-        if not file.is_file():
-            save_onnx(_copied(graph.model), file, provenance=self.manifest.common_json())
         options = {"INFERENCE_PRECISION_HINT": "bf16" if order.precision == "bf16" else "f32"}
         companions = {name: sha256_file(self.folder / name) for name in self._data_of(file)}
         return _row(order, file, tools=(*_ONNX_TOOLS, "openvino"), graph=graph, companions=companions, options=options)
@@ -91,8 +89,8 @@ class Writer:
         return _row(order, path, tools=tools, graph=graph, companions={sidecar.name: sha256_file(sidecar)})
 
     def _source_file(self, order: Order) -> Path:
-        kind = source(order.format, order.precision)
-        return self.folder / ("encoder.onnx" if kind == "fp32" else f"encoder.{kind.replace('-', '.')}.onnx")
+        precision = source(order.format, order.precision)
+        return self.folder / _file_name(Order(format="onnx", precision=precision))
 
     def _data_of(self, file: Path) -> list[str]:
         data = file.with_name(f"{file.name}.data")
