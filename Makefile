@@ -17,7 +17,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt pip --editable . --group dev
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt pip --editable . --group dev
 	touch $(READY)
 
 demo: setup
@@ -42,14 +42,14 @@ peers: setup $(PEERS_READY)
 
 $(PEERS_READY): benchmarks/peers/requirements.txt
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .peers
-	$(BIN)/uv pip install --quiet --python .peers/bin/python --requirement benchmarks/peers/requirements.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .peers/bin/python --requirement benchmarks/peers/requirements.txt
 	touch $(PEERS_READY)
 
 # Triton's Python package needs numpy 1: an environment of its own, with all other pins alike
 $(SERVE_READY): $(READY) constraints-serve.txt
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-serve
 	sed 's/==.*//; s/^/^/; s/$$/==/' constraints-serve.txt | grep --invert-match --file - constraints.txt > .venv-serve/constraints.txt
-	$(BIN)/uv pip install --quiet --python .venv-serve/bin/python --editable '.[serve]' pytest \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-serve/bin/python --editable '.[serve]' pytest \
 	    --constraint .venv-serve/constraints.txt --constraint constraints-serve.txt
 	touch $(SERVE_READY)
 

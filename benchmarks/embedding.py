@@ -74,7 +74,7 @@ def for_fastembed(encoder, folder: Path) -> Path:
 
 
 def fastembed(model: Path, images: Path, out: Path, processes: int) -> float:
-    """Return the seconds that fastembed takes, in its own environment."""
+    """Return the seconds that fastembed takes in its own environment; as of ``mio embed``, loading is in them."""
     command = [PEERS, Path(__file__).parent / "peers" / "fastembed_images.py", model, images]
     command += [BATCH_SIZE, processes, out]
     done = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)

@@ -2,7 +2,7 @@
 
     python fastembed_images.py MODEL_FOLDER IMAGES BATCH_SIZE PARALLEL OUT.npy
 
-Prints the seconds that embedding took, without loading the model; PARALLEL is a number of processes, 1 for none.
+Prints the seconds from loading the model to the last vector; PARALLEL is a number of processes, 1 for none.
 """
 
 import sys
@@ -15,9 +15,8 @@ from fastembed import ImageEmbedding
 if __name__ == "__main__":
     model, images, batch_size, parallel, out = sys.argv[1:]
     files = [str(path) for path in sorted(Path(images).iterdir())]
-    embedding = ImageEmbedding("Qdrant/resnet50-onnx", specific_model_path=model, cuda=False)
-    list(embedding.embed(files[: int(batch_size)], batch_size=int(batch_size)))
     start = time.perf_counter()
+    embedding = ImageEmbedding("Qdrant/resnet50-onnx", specific_model_path=model, cuda=False)
     processes = int(parallel) if int(parallel) > 1 else None
     vectors = np.stack(list(embedding.embed(files, batch_size=int(batch_size), parallel=processes)))
     print(time.perf_counter() - start)

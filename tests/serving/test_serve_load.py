@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.slow
 CLIENTS = 8
+MAX_BYTES = 1_000_000  # the clients share the cores with the server: what they send larger, all of them wait for
 
 
 def files_of(photo_crops):
@@ -59,10 +60,14 @@ def run(server, requests):
         return list(pool.map(ask, requests))
 
 
-def test_bad_requests_are_named_and_cost_the_good_ones_nothing(server, photo_crops):
-    files = files_of(photo_crops)
+def test_bad_requests_are_named_and_cost_the_good_ones_nothing(serve, bundle, tmp_path, photo_crops):
+    with serve(bundle.path, tmp_path / "log", f"--max-image-bytes={MAX_BYTES}") as server:
+        hold_bad_requests_apart(server, files_of(photo_crops))
+
+
+def hold_bad_requests_apart(server, files):
     good = [("encoder_jpeg", np.array([[files[i % len(files)]]], object), "BYTES") for i in range(900)]
-    item = [b"", files[0][:300], bomb(), b"x" * 33_000_000]
+    item = [b"", files[0][:300], bomb(), b"x" * (MAX_BYTES + 1)]
     bad = [("encoder_jpeg", np.array([[data]], object), "BYTES") for data in item] + [
         ("encoder_jpeg", np.zeros((1, 32, 32, 3), np.uint8), "UINT8"),
         ("encoder", np.zeros((1, 32, 31, 3), np.uint8), "UINT8"),
