@@ -26,15 +26,21 @@ MIN_SCALED_COSINE = 0.995
 """Scaled decoding is used where the user's own images keep at least this cosine with full decoding."""
 
 
-def fastest(bundle: Bundle, *, device: str, progress: Progress) -> Choice:
-    """Return the proved fp32 artifact that embeds fastest here; they take turns on a few batches of noise.
+def fastest(bundle: Bundle, *, precision: str = "auto", device: str, progress: Progress) -> Choice:
+    """Return the proved artifact that embeds fastest here; they take turns on a few batches of noise.
+
+    Args:
+        bundle: whose artifacts.
+        precision: the one that is asked for; ``auto``: fp32, since the others lose something.
+        device: as for ``choose``.
+        progress: is told how fast each is.
 
     Raises:
-        UsageError: the device's name is not known.
+        UsageError: a name is not known, or no artifact of the precision is proved.
         MissingBackendError: the device is not there.
     """
-    first = choose(bundle, device=device)
-    proved = [a for a in bundle.manifest.artifacts if (a.precision, a.parity.verdict) == ("fp32", "proved")]
+    first = choose(bundle, precision=precision, device=device)
+    proved = [a for a in bundle.manifest.artifacts if (a.precision, a.parity.verdict) == (first.precision, "proved")]
     if len(proved) < 2:
         return first
     size = min(_MAX_BATCH, bundle.manifest.max_batch)

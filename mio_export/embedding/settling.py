@@ -61,8 +61,8 @@ def settle(
                 f" than {bundle.path} ({bundle.manifest.space[:12]}…); choose another -o"
             )
     # the parts of a collection must choose alike, so none of them measures
-    if runtime == "auto" and precision in ("auto", "fp32") and part is None:
-        choice = fastest(bundle, device=device, progress=progress)
+    if runtime == "auto" and part is None:
+        choice = fastest(bundle, precision=precision, device=device, progress=progress)
     else:
         choice = choose(bundle, runtime, precision=precision, device=device)
     info = StoreInfo(

@@ -221,8 +221,8 @@ class Server:
 
 def _settled(bundle: Bundle, options: ServeOptions, progress: Progress) -> Choice:
     """Choose the artifact as ``mio embed`` does; only one that was proved is served."""
-    if options.runtime == "auto" and options.precision in ("auto", "fp32"):
-        choice = fastest(bundle, device=options.device, progress=progress)
+    if options.runtime == "auto":
+        choice = fastest(bundle, precision=options.precision, device=options.device, progress=progress)
     else:
         choice = choose(bundle, options.runtime, precision=options.precision, device=options.device)
     if choice.runtime == "torch":
