@@ -37,13 +37,13 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# other tools that benchmarks compare with, in an environment of their own; perf_analyzer is in no later tritonclient
+# other tools that benchmarks compare with, in an environment of their own; later ones of perf_analyzer need glibc 2.38
 peers: setup $(PEERS_READY)
 
 $(PEERS_READY): benchmarks/peers/requirements.txt
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .peers
 	$(BIN)/uv pip install --quiet --compile-bytecode --python .peers/bin/python --requirement benchmarks/peers/requirements.txt
-	$(BIN)/uv pip install --quiet --no-deps --python .peers/bin/python tritonclient==2.60.0
+	$(BIN)/uv pip install --quiet --no-deps --python .peers/bin/python tritonclient==2.50.0
 	touch $(PEERS_READY)
 
 # Triton's Python package needs numpy 1: an environment of its own, with all other pins alike

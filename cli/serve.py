@@ -26,7 +26,7 @@ def run(
     ] = None,
     max_image_bytes: Annotated[int, typer.Option(help="Longest encoded image.")] = 32_000_000,
     max_pixels: Annotated[int, typer.Option(help="Most pixels of an encoded image.")] = 50_000_000,
-    timeout_s: Annotated[float, typer.Option(help="Longest wait in the queue, and for open requests at the end.")] = 30,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait for open requests at the end.")] = 30,
 ) -> None:
     """Serve a bundle with the Triton Inference Server.
 

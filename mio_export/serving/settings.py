@@ -41,7 +41,7 @@ class ServeOptions:
     max_pixels: int = 50_000_000
     """Most pixels of an encoded image, if the bundle's own contract is not stricter."""
     timeout_s: float = 30.0
-    """A request that waits longer in the queue is refused; as long is waited for open requests when the server ends."""
+    """How long open requests are waited for when the server ends."""
 
     def __post_init__(self) -> None:
         for name in ("http_port", "grpc_port", "metrics_port"):

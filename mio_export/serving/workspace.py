@@ -15,8 +15,10 @@ from mio_export.serving.settings import DECODE, JPEG, ServeOptions, WorkerSettin
 
 _NUM_DECODERS = 2
 """Processes that decode, each with a thread for every core; what crashes one takes no model with it."""
-_QUEUED_BATCHES = 16
-_CLOSED = "logging,trace,model-repository,statistics"
+_BATCHING = "dynamic_batching {}\n"
+"""No limit of the queue: with one, of length or of time, this Triton lets requests lie for half a second whenever every
+client waits (triton-inference-server/server issue 8870), up to one in eight of them."""
+_CLOSED = "logging,trace,model-repository"
 """Parts of Triton's protocol that would let a client change the server or write files."""
 
 
@@ -107,22 +109,13 @@ def _models(name: str, bundle: Bundle, choice: Choice, options: ServeOptions) ->
     embedding = f'{{name: "embedding" data_type: TYPE_FP32 dims: [{manifest.encoder.embedding_dim}]}}'
     error = '{name: "error" data_type: TYPE_STRING dims: [1]}'
     given = '{name: "error" data_type: TYPE_STRING dims: [1] optional: true}'
-    queue = f"""\
-dynamic_batching {{
-  default_queue_policy {{
-    timeout_action: REJECT
-    default_timeout_microseconds: {round(options.timeout_s * 1e6)}
-    max_queue_size: {_QUEUED_BATCHES * max(max_batch, 16)}
-  }}
-}}
-"""
     encoder = f"""\
 backend: "python"
 max_batch_size: {max_batch}
 input [{pixels}, {given}]
 output [{embedding}, {error}]
 instance_group [{{kind: KIND_CPU count: 1}}]
-{queue}{parameters}
+{_BATCHING}{parameters}
 """
     decoder = f"""\
 backend: "python"
@@ -130,7 +123,7 @@ max_batch_size: {max_batch}
 input [{files}]
 output [{pixels}, {error}]
 instance_group [{{kind: KIND_CPU count: {_NUM_DECODERS}}}]
-{queue}"""
+{_BATCHING}"""
     chain = f"""\
 platform: "ensemble"
 max_batch_size: {max_batch}

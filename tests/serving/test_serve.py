@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,28 @@ def test_start_up_says_what_is_served_and_where(server):
         assert other.connect_ex((socket.gethostbyname(socket.gethostname()), server.ports["http"])) or (
             socket.gethostbyname(socket.gethostname()).startswith("127.")
         )
+
+
+def test_no_request_lies_while_every_client_waits(server):
+    """A queue with a limit does that in this Triton: one request in eight took half a second."""
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+
+    def ask(_):
+        start = time.perf_counter()
+        with lock:
+            encoder = idle.pop() if idle else RemoteEncoder(server.grpc)
+        encoder.embed(image)
+        with lock:
+            idle.append(encoder)
+        return time.perf_counter() - start
+
+    idle, lock = [], threading.Lock()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(16)))
+        seconds = list(pool.map(ask, range(600)))
+    for encoder in idle:
+        encoder.close()
+    assert np.percentile(seconds, 97) <= 15 * np.median(seconds)
 
 
 def test_metrics_count_requests_failures_batches_and_times(server, photo_crops):
