@@ -10,14 +10,12 @@ import torch
 from PIL import Image
 
 from mio_export.embedding import embed
-from mio_export.embedding.choices import fastest
 from mio_export.errors import GateError, UsageError
 from mio_export.exporting import export
 from mio_export.models import build_encoder
 from mio_export.preprocess import Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes.onnxruntime import OnnxRuntime
-from mio_export.runtimes.openvino import OpenVINORuntime
 from mio_export.store import load_embeddings, read_rows, shard_paths
 
 
@@ -194,17 +192,6 @@ def test_auto_takes_the_fastest_proved_artifact_once(bundle, photos, tmp_path, m
     monkeypatch.setattr(OnnxRuntime, "_run", lambda self, images: (slow_onnx(), original_onnx(self, images))[1])
     assert embed(bundle.path, photos, tmp_path / "b").info.runtime == "torchscript"
     assert embed(bundle.path, photos, tmp_path / "a").info.runtime == "onnxruntime"  # what was settled is kept
-
-
-def test_among_artifacts_of_the_precision_asked_for_the_fastest_is_taken(encoder, tmp_path, monkeypatch):
-    path = tmp_path / "both.mio"
-    bundle = export(encoder, path, formats=("onnx", "openvino"), precisions=("fp32", "int8")).bundle
-    for slow, fast in ((OnnxRuntime, "openvino"), (OpenVINORuntime, "onnxruntime")):
-        original = slow._run
-        with monkeypatch.context() as patch:
-            patch.setattr(slow, "_run", lambda self, images, run=original: (slow_onnx(), run(self, images))[1])
-            choice = fastest(bundle, precision="int8", device="cpu", progress=Progress())
-        assert (choice.runtime, choice.precision) == (fast, "int8")
 
 
 def slow_onnx():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import zipfile
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from mio_export.bundle import load_bundle, save_manifest
+from mio_export.embedding.choices import fastest
 from mio_export.errors import GateError, MioError, MissingBackendError, UsageError
 from mio_export.exporting import export
 from mio_export.exporting.graphs import CLEAN_UPS
@@ -19,8 +21,11 @@ from mio_export.files import sha256_file
 from mio_export.models import build_encoder
 from mio_export.parity import verify
 from mio_export.preprocess import Preprocess
+from mio_export.progress import Progress
 from mio_export.report import describe
 from mio_export.runtimes import choose, open_runtime
+from mio_export.runtimes.onnxruntime import OnnxRuntime
+from mio_export.runtimes.openvino import OpenVINORuntime
 
 FORMATS = ("onnx", "openvino", "tensorrt-rtx", "pt2", "torchscript")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -80,6 +85,15 @@ def test_openvino_reads_the_onnx_files(everything):
     hints = {a.precision: a.options for a in everything.manifest.artifacts if a.format == "openvino"}
     assert hints["bf16"] == {"INFERENCE_PRECISION_HINT": "bf16"}
     assert hints["fp32"] == {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def test_auto_takes_the_fastest_of_the_precision_asked_for(everything, monkeypatch):
+    for slow, fast in ((OnnxRuntime, "openvino"), (OpenVINORuntime, "onnxruntime")):
+        original = slow._run
+        with monkeypatch.context() as patch:
+            patch.setattr(slow, "_run", lambda self, images, run=original: (time.sleep(0.1), run(self, images))[1])
+            choice = fastest(everything, precision="int8", device="cpu", progress=Progress())
+        assert (choice.runtime, choice.precision) == (fast, "int8")
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,19 @@
 import hashlib
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mio_export.embedding.cache import Cache
+from mio_export.embedding.lane import Lane
 from mio_export.errors import MioError
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.progress import Task
 from mio_export.runtimes import Runtime
+from mio_export.runtimes.base import Embeddings
 from mio_export.sources import SourceFile
 from mio_export.store import FAILED, OK, Row, Vector
 
@@ -103,34 +105,38 @@ class Embedder:
             MioError: the runtime gave NaN or infinite values.
         """
         found = Embedded()
+        seen: set[str] = set()
         batch: dict[str, Pixels] = {}
-        for decoded in self._decode_ahead(files, is_known, cache):
-            row, sha256 = decoded.row, decoded.row.sha256
-            found.rows.append(row)
-            if sha256 is not None and sha256 not in found.vectors and sha256 not in batch:
-                if decoded.vector is not None:
-                    found.vectors[sha256] = decoded.vector
-                elif decoded.pixels is not None:
-                    batch[sha256] = decoded.pixels
-            if len(batch) == self._batch_size:
-                self._infer(batch, found)
-            if task is not None:
-                task.advance(failed=row.status == FAILED, limited_by=self._limits.bottleneck)
-        self._infer(batch, found)
+        with Lane(self._runtime, self._batch_size) as lane:
+            for decoded in self._decode_ahead(files, is_known, cache):
+                row, sha256 = decoded.row, decoded.row.sha256
+                found.rows.append(row)
+                if sha256 is not None and sha256 not in seen:
+                    if decoded.vector is not None:
+                        found.vectors[sha256] = decoded.vector
+                        seen.add(sha256)
+                    elif decoded.pixels is not None:
+                        batch[sha256] = decoded.pixels
+                        seen.add(sha256)
+                if len(batch) == self._batch_size:
+                    self._take(lane, lane.send(batch), found)
+                    batch = {}
+                if task is not None:
+                    task.advance(failed=row.status == FAILED, limited_by=self._limits.bottleneck)
+            if batch:
+                self._take(lane, lane.send(batch), found)
+            self._take(lane, lane.rest(), found)
         return found
 
-    def _infer(self, batch: dict[str, Pixels], found: Embedded) -> None:
-        if not batch:
-            return
-        start = time.perf_counter()
-        vectors = self._runtime.embed(np.stack(list(batch.values())))
-        self._limits.add("infer", time.perf_counter() - start)
-        if not np.isfinite(vectors).all():
-            name = type(self._runtime).__name__
-            raise MioError(f"{name} gave NaN or infinite embeddings; prove the bundle again: mio verify --images")
-        found.vectors |= dict(zip(batch, vectors, strict=True))
-        found.computed += batch
-        batch.clear()
+    def _take(self, lane: Lane, done: Iterable[tuple[list[str], Embeddings]], found: Embedded) -> None:
+        before = lane.waited_s
+        for contents, vectors in done:
+            if not np.isfinite(vectors).all():
+                name = type(self._runtime).__name__
+                raise MioError(f"{name} gave NaN or infinite embeddings; prove the bundle again: mio verify --images")
+            found.vectors |= dict(zip(contents, vectors, strict=True))
+            found.computed += contents
+        self._limits.add("infer", lane.waited_s - before)
 
     def _decode_ahead(
         self, files: Sequence[SourceFile], is_known: Callable[[str], bool], cache: Cache | None

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mio_export.bundle import Bundle
-from mio_export.embedding.choices import fastest, settle_decoding
+from mio_export.embedding.choices import best_batch, fastest, settle_decoding
 from mio_export.embedding.parts import part_of
 from mio_export.errors import GateError, SpaceError, UsageError
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
+from mio_export.runtimes.registry import open_choice
 from mio_export.sources import SourceFile
-from mio_export.store import STORE, StoreInfo, read_info, shard_paths, write_info
+from mio_export.store import STORE, Part, StoreInfo, read_info, shard_paths, write_info
 
 BATCH_SIZE = 32
 SHARD_SIZE = 4096
@@ -76,7 +77,7 @@ def settle(
         device=choice.device,
         embedding_dim=bundle.manifest.encoder.embedding_dim,
         normalized=bundle.manifest.encoder.normalize,
-        batch_size=min(BATCH_SIZE, bundle.manifest.max_batch) if batch_size is None else batch_size,
+        batch_size=_settled_batch(bundle, choice, part, progress) if batch_size is None else batch_size,
         shard_size=SHARD_SIZE if shard_size is None else shard_size,
         part=part,
     )
@@ -86,6 +87,17 @@ def settle(
     else:
         _check_same(stored, info, out)
     return stored or info, choice
+
+
+def _settled_batch(bundle: Bundle, choice: Choice, part: Part | None, progress: Progress) -> int:
+    """Return the batch size where none was asked for; parts must choose alike, so none of them measures."""
+    largest = bundle.manifest.max_batch
+    if choice.device == "cpu" or part is not None:
+        return min(BATCH_SIZE, largest)
+    with open_choice(bundle, choice) as runtime:
+        found = best_batch(runtime, largest)
+    progress.line(f"batches of {found} images, the best of those that were tried on {choice.device}")
+    return found
 
 
 def _check_sizes(info: StoreInfo, bundle: Bundle) -> None:

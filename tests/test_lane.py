@@ -1,0 +1,101 @@
+"""Batches on their way to a runtime, in a CPU's way and in a GPU's, and the batch that a GPU gets."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mio_export.embedding import lane as module
+from mio_export.embedding.choices import best_batch
+from mio_export.embedding.lane import Lane
+from mio_export.embedding.run import embed
+from mio_export.runtimes.base import Runtime
+from mio_export.runtimes.onnxruntime import OnnxRuntime
+from mio_export.store import shard_paths
+
+SHAPE = (4, 4, 3)
+
+
+class Slow(Runtime):
+    """Gives each image's first pixel, after a time for each batch and for each image, up to a number of images."""
+
+    def __init__(self, *, per_batch_s=0.0, per_image_s=0.0, most=1_000):
+        super().__init__(image_shape=SHAPE, embedding_dim=1, device="cpu")
+        self._seconds, self._most = (per_batch_s, per_image_s), most
+        self.threads = set()
+
+    def _run(self, images):
+        if len(images) > self._most:
+            raise RuntimeError("out of memory")
+        self.threads.add(threading.get_ident())
+        time.sleep(self._seconds[0] + self._seconds[1] * len(images))
+        return images[:, 0, 0, :1].astype(np.float32)
+
+
+def batches(sizes):
+    number = iter(range(sum(sizes)))
+    return [{str(index): np.full(SHAPE, index, np.uint8) for index in (next(number) for _ in range(s))} for s in sizes]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_every_image_gets_its_own_vector_in_order(ahead):
+    with Lane(Slow(per_batch_s=0.002), 4, ahead=ahead) as lane:
+        found = [pair for batch in batches([4, 4, 1, 4, 3]) for pair in lane.send(batch)] + lane.rest()
+        assert lane.rest() == []
+    names = [name for names, _ in found for name in names]
+    assert names == [str(index) for index in range(16)]
+    assert np.concatenate([vectors for _, vectors in found]).ravel().tolist() == list(range(16))
+
+
+def test_the_next_batch_is_gathered_while_a_gpu_computes():
+    runtime = Slow(per_batch_s=0.05)
+    with Lane(runtime, 4, ahead=True) as lane:
+        start = time.perf_counter()
+        for batch in batches([4] * 10):
+            time.sleep(0.05)  # what gathering takes
+            lane.send(batch)
+        lane.rest()
+        seconds = time.perf_counter() - start
+    assert runtime.threads.isdisjoint({threading.get_ident()})
+    assert seconds < 0.8  # one after the other: 1.0 s
+
+
+def test_what_fails_in_the_gpus_thread_comes_out():
+    with Lane(Slow(most=2), 4, ahead=True) as lane:
+        lane.send(batches([4])[0])
+        with pytest.raises(RuntimeError, match="out of memory"):
+            lane.rest()
+
+
+def test_both_ways_give_the_same_store(bundle, photos, tmp_path, monkeypatch):
+    embed(bundle.path, photos, tmp_path / "a", runtime="onnxruntime", batch_size=3)
+    started = Lane.__init__
+    monkeypatch.setattr(module.Lane, "__init__", lambda self, runtime, size: started(self, runtime, size, ahead=True))
+    threads = set()
+    run = OnnxRuntime._run
+    monkeypatch.setattr(OnnxRuntime, "_run", lambda self, x: (threads.add(threading.get_ident()), run(self, x))[1])
+    embed(bundle.path, photos, tmp_path / "b", runtime="onnxruntime", batch_size=3)
+    assert threads - {threading.get_ident()}  # this thread only settles what is chosen
+    a, b = ([path.read_bytes() for path in shard_paths(tmp_path / name)] for name in ("a", "b"))
+    assert a == b
+
+
+@pytest.mark.parametrize(
+    ("runtime", "largest", "expected"),
+    [
+        (Slow(per_batch_s=0.02, per_image_s=1e-5), 64, 64),
+        (Slow(per_batch_s=0.02, per_image_s=1e-5), 48, 32),
+        (Slow(per_image_s=0.002), 64, 8),
+        (Slow(per_batch_s=0.02, per_image_s=1e-5, most=20), 64, 16),
+        (Slow(per_batch_s=0.001), 4, 4),
+    ],
+    ids=["the largest", "within what was proved", "a larger one gains nothing", "memory ends", "less than the first"],
+)
+def test_the_batch_is_doubled_while_that_pays(runtime, largest, expected):
+    assert best_batch(runtime, largest) == expected
+
+
+def test_an_error_at_the_first_batch_is_not_hidden():
+    with pytest.raises(RuntimeError, match="out of memory"):
+        best_batch(Slow(most=2), 64)
