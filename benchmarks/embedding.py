@@ -122,7 +122,7 @@ def decode_all(folder: Path, preprocess, *, scaled: bool) -> int:
 
 
 def infer_all(bundle, choice, count: int) -> tuple[int, float]:
-    """Embed ready images; return how many, and the seconds without loading. No runtime stays open: some threads spin."""
+    """Embed ready images; return how many, and the seconds without loading. None stays open: some threads spin."""
     from mio_export.runtimes.registry import open_choice
 
     with open_choice(bundle, choice) as runtime:
