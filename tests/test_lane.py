@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ import pytest
 from mio_export.embedding import lane as module
 from mio_export.embedding.choices import best_batch
 from mio_export.embedding.lane import Lane
+from mio_export.embedding.pipeline import Embedder, Limits
 from mio_export.embedding.run import embed
+from mio_export.runtimes import open_runtime
 from mio_export.runtimes.base import Runtime
 from mio_export.runtimes.onnxruntime import OnnxRuntime
+from mio_export.sources import list_images
 from mio_export.store import shard_paths
 
 SHAPE = (4, 4, 3)
@@ -79,6 +83,17 @@ def test_both_ways_give_the_same_store(bundle, photos, tmp_path, monkeypatch):
     assert threads - {threading.get_ident()}  # this thread only settles what is chosen
     a, b = ([path.read_bytes() for path in shard_paths(tmp_path / name)] for name in ("a", "b"))
     assert a == b
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_the_runtime_takes_is_what_limits(bundle, photos, monkeypatch, ahead):
+    started, run, limits = Lane.__init__, OnnxRuntime._run, Limits()
+    monkeypatch.setattr(module.Lane, "__init__", lambda self, runtime, size: started(self, runtime, size, ahead=ahead))
+    monkeypatch.setattr(OnnxRuntime, "_run", lambda self, images: (time.sleep(0.6), run(self, images))[1])
+    with open_runtime(bundle, "onnxruntime") as runtime, ThreadPoolExecutor(2) as pool:
+        embedder = Embedder(runtime, bundle.manifest.preprocess, pool, batch_size=2, scaled=False, limits=limits)
+        embedder.embed(list_images(photos).files[:6])
+    assert limits.bottleneck == "infer"
 
 
 @pytest.mark.parametrize(

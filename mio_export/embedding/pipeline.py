@@ -129,14 +129,14 @@ class Embedder:
         return found
 
     def _take(self, lane: Lane, done: Iterable[tuple[list[str], Embeddings]], found: Embedded) -> None:
-        before = lane.waited_s
         for contents, vectors in done:
             if not np.isfinite(vectors).all():
                 name = type(self._runtime).__name__
                 raise MioError(f"{name} gave NaN or infinite embeddings; prove the bundle again: mio verify --images")
             found.vectors |= dict(zip(contents, vectors, strict=True))
             found.computed += contents
-        self._limits.add("infer", lane.waited_s - before)
+        self._limits.add("infer", lane.waited_s)
+        lane.waited_s = 0.0
 
     def _decode_ahead(
         self, files: Sequence[SourceFile], is_known: Callable[[str], bool], cache: Cache | None
