@@ -4,7 +4,6 @@ Training, evaluation, embedding, export, parity and serving all decode through t
 the same pixels everywhere. The cast to float and the normalisation are part of the encoder's graph.
 """
 
-import functools
 import io
 import json
 import struct
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mio_export.errors import UsageError
+from mio_export.formats import readable_formats
 from mio_export.schema import InvalidValueError, validated
 
 Pixels = npt.NDArray[np.uint8]
@@ -121,9 +121,8 @@ class Preprocess:
         """
         if not data:
             raise DecodeError("the file is empty")
-        register_heif()
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
                 if image.format == "PNG":
                     _check_sums(data)
                 if scaled and image.format == "JPEG" and image.width * image.height <= self.max_pixels:
@@ -149,17 +148,6 @@ class Preprocess:
         image = _flattened(image, self.background).convert("L" if self.channels == 1 else "RGB")
         image = _resized_crop(image, self.shorter_side, self.image_size, self.interpolation)
         return np.array(image, dtype=np.uint8).reshape(self.shape)
-
-
-@functools.cache
-def register_heif() -> bool:
-    """Let Pillow read HEIC, if the extra is installed; return whether it is."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return False
-    register_heif_opener()
-    return True
 
 
 def preprocess_from_dict(values: dict[str, Any]) -> Preprocess:
@@ -251,4 +239,4 @@ def _resized_crop(image: Image.Image, shorter_side: int, crop: int, interpolatio
     return image.crop((left, top, left + crop, top + crop))
 
 
-__all__ = ["DecodeError", "Interpolation", "Pixels", "Preprocess", "preprocess_from_dict", "register_heif"]
+__all__ = ["DecodeError", "Interpolation", "Pixels", "Preprocess", "preprocess_from_dict"]

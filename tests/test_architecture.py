@@ -10,6 +10,8 @@ FLOORS = [
     {
         "errors",
         "files",
+        "formats",
+        "secrets",
         "schema",
         "settings",
         "progress",

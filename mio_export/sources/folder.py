@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from mio_export.errors import UsageError
+from mio_export.formats import image_suffixes
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing
 from mio_export.sources.on_disk import file_on_disk
-from mio_export.sources.suffixes import image_suffixes
 
 
 def list_images(folder: Path) -> Listing:

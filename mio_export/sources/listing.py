@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mio_export.sources.suffixes import HEIF_HINT, HEIF_SUFFIXES
+from mio_export.formats import HEIF_HINT, HEIF_SUFFIXES
 
 
 class Place(Protocol):

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+from mio_export.formats import image_suffixes
 from mio_export.sources.blob import Blob, read_whole
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, in_order
-from mio_export.sources.suffixes import image_suffixes, suffix_of
+from mio_export.sources.suffixes import suffix_of
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mio_export.errors import MissingBackendError, UsageError
+from mio_export.formats import image_suffixes
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, unreadable
-from mio_export.sources.suffixes import image_suffixes, suffix_of
+from mio_export.sources.suffixes import suffix_of
 
 _BUFFER_BYTES = 1 << 18
 _NS = 1_000_000_000

@@ -5,11 +5,12 @@ import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from mio_export.formats import image_suffixes
 from mio_export.sources.blob import Blob, InBlob, file_of
 from mio_export.sources.gunzipped import Gunzipped
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, in_order, unreadable
-from mio_export.sources.suffixes import image_suffixes, suffix_of
+from mio_export.sources.suffixes import suffix_of
 from mio_export.sources.tar_entries import DAMAGES, tar_entries
 
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -7,10 +7,11 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 
+from mio_export.formats import image_suffixes
 from mio_export.sources.blob import Blob, file_of, read_whole
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, in_order, unreadable
-from mio_export.sources.suffixes import image_suffixes, suffix_of
+from mio_export.sources.suffixes import suffix_of
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _LOCAL_MAGIC = b"PK\x03\x04"
