@@ -7,7 +7,6 @@ from typing import Protocol
 
 from mio_export.formats import HEIF_HINT, HEIF_SUFFIXES
 
-
 _LATEST_NS = 2**63 - 1
 """11 April 2262: the last moment that a store's column of 64-bit nanoseconds can hold."""
 _LARGEST_BYTES = 2**63 - 1

@@ -231,7 +231,7 @@ class _Rows:
         self._row_group, self._next_row = row_group, 0
 
     def _forward(self, row: int) -> Any:
-        first, column = self._next_row, None
+        first, column = self._next_row, ()  # type: tuple[int, Any]
         try:
             while row >= self._next_row:
                 column, first = _column(next(self._batches), self._table.column), self._next_row
