@@ -113,6 +113,12 @@ def no_images(corpus, draw, photo):
         corpus.put(f"none/noise.{suffix}", b"\xff" + draw.randbytes(999))
     starts = {"page.jpg": b"<!DOCTYPE html><html>404</html>", "archive.png": b"PK\x03\x04", "program.gif": b"\x7fELF"}
     starts |= {"paper.jpg": b"%PDF-1.7", "video.webp": b"\x00\x00\x00\x18ftypmp42", "drawing.png": b"<svg></svg>"}
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n{ } loop\nshowpage\n%%EOF\n"
+    starts |= {
+        "program.jpg": postscript,
+        "data.png": b"\x89HDF\r\n\x1a\n" + bytes(99),
+        "video.jpg": b"\0\0\1\xb3" + bytes(99),
+    }
     starts |= {
         "just-riff.webp": b"RIFF\x10\0\0\0WEBP",
         "just-gif.gif": b"GIF89a",
@@ -149,6 +155,7 @@ def modes(corpus, photo, other):
     corpus.save("palette.png", photo.quantize(16), transparency=3)
     for name in ("animated.gif", "animated.webp", "animated.png", "pages.tif"):
         corpus.save(name, photo, save_all=True, append_images=[other.copy(), photo.copy()])
+    corpus.save("stereo.mpo", photo, save_all=True, append_images=[other.copy()])
     for orientation in range(2, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -197,6 +204,9 @@ def names(corpus, whole):
     odd += [b"not-utf8-\xff.png", b"\xc3.png", b"latin-\xe4\xf6.png", b"\xed\xa0\x80.png", b"\xff/\xfe.png"]
     for name in odd:
         corpus.put(name, whole, is_bad=False)
+    for name, seconds in (("year-2318.png", 11_000_000_000), ("year-1906.png", -2_000_000_000)):
+        corpus.put(name, whole, is_bad=False)
+        os.utime(corpus.folder / name, (seconds, seconds))
     for right, wrong in (
         ("png", "jpg"),
         ("jpg", "png"),
@@ -217,6 +227,7 @@ def links(corpus):
     corpus.link("to-a-device.png", "/dev/zero")
     for name, target in {"to-good.png": "whole.png", "to-link.png": "to-good.png"}.items():
         corpus.link(name, target, is_bad=False)
+    (corpus.folder / "all-again").symlink_to("good")  # listed once
     os.mkfifo(corpus.folder / "pipe.jpg")
     corpus.add("pipe.jpg")
     corpus.link("to-pipe.png", "pipe.jpg")

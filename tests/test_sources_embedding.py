@@ -1,7 +1,10 @@
+import os
+import shutil
 import tarfile
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from mio_export.embedding import embed
 from mio_export.errors import MioError
@@ -47,3 +50,32 @@ def test_a_cut_tar_is_embedded_to_the_cut_and_whole_once_it_is_whole(bundle, pho
         embed(bundle.path, path, out, prune_vanished=True)
     path.write_bytes(data)
     assert (embed(bundle.path, path, out).num_ok, len(load_embeddings(out).keys)) == (24, 24)
+
+
+def test_files_of_times_that_no_store_can_hold_are_embedded_once(bundle, photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    first, second, *_ = sorted(path for path in folder.rglob("*") if path.is_file())
+    os.utime(first, (1, 11_000_000_000))
+    os.utime(second, (1, -1))
+    assert embed(bundle.path, folder, tmp_path / "store").num_ok == 24
+    assert embed(bundle.path, folder, tmp_path / "store").num_embedded == 0
+
+
+def test_nothing_is_pruned_while_a_folder_behind_a_url_cannot_be_listed(bundle, photos, tmp_path, monkeypatch):
+    for name in ("open", "closed"):
+        shutil.copytree(photos, tmp_path / "photos" / name)
+    source, out, ls = f"local://{tmp_path}/photos", tmp_path / "store", LocalFileSystem.ls
+
+    def partly(self, path, detail=False, **options):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return ls(self, path, detail=detail, **options)
+
+    num_rows = embed(bundle.path, source, out).num_files
+    monkeypatch.setattr(LocalFileSystem, "ls", partly)
+    with pytest.raises(
+        MioError, match=r"nothing is pruned while parts of .* cannot be listed\nclosed: cannot be listed"
+    ):
+        embed(bundle.path, source, out, prune_vanished=True)
+    assert len(read_rows(out)) == num_rows == 48

@@ -23,6 +23,9 @@ class Web(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.files, self.tags, self.refuses, self.adds, self.requests = {}, {}, None, b"", []
 
+    def handle_error(self, request, client_address):
+        """Say nothing of clients that hang up, as they do when they have read enough."""
+
     def url(self, path, user=""):
         return f"http://{user}127.0.0.1:{self.server_port}{path}"
 

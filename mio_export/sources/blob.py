@@ -153,6 +153,11 @@ def file_of(blob: Readable, *, size: int | None = None, buffer_bytes: int = _LOC
     return io.BufferedReader(_Positions(blob, size), buffer_bytes)
 
 
+def unbuffered(blob: Readable, *, size: int) -> io.RawIOBase:
+    """Return a blob as a file for those who keep a buffer of their own; what they read is copied once less."""
+    return _Positions(blob, size)
+
+
 class _Positions(io.RawIOBase):
     def __init__(self, blob: Readable, size: int | None) -> None:
         self._blob, self._size, self._position = blob, size, 0
@@ -174,6 +179,13 @@ class _Positions(io.RawIOBase):
 
     def tell(self) -> int:
         return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            size = max(0, (self._size or 0) - self._position)
+        data = self._blob.read_at(self._position, size)
+        self._position += len(data)
+        return data
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # the buffered reader gives no other
         data = self._blob.read_at(self._position, len(buffer))
@@ -198,4 +210,4 @@ def _opened(path: str, size: int, mtime_ns: int) -> _Descriptor:
     return _Descriptor(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
-__all__ = ["Blob", "InBlob", "LocalBlob", "Readable", "file_of", "local_blob", "read_whole"]
+__all__ = ["Blob", "InBlob", "LocalBlob", "Readable", "file_of", "local_blob", "read_whole", "unbuffered"]

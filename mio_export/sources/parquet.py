@@ -9,7 +9,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
-from mio_export.sources.blob import Blob, file_of
+from mio_export.sources.blob import Blob, unbuffered
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, check_size, in_order, unreadable
 
@@ -269,9 +269,8 @@ def _opened(table: _Table) -> _Rows:
 def _open(blob: Blob) -> Any:
     import pyarrow.parquet as pq
 
-    file = file_of(blob, size=blob.size, buffer_bytes=blob.buffer_bytes)
     # with pre_buffer, a whole row group is read before its first row
-    return pq.ParquetFile(file, buffer_size=_STREAM_BYTES, pre_buffer=False)
+    return pq.ParquetFile(unbuffered(blob, size=blob.size), buffer_size=_STREAM_BYTES, pre_buffer=False)
 
 
 def _line(error: Exception) -> str:

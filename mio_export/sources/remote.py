@@ -395,6 +395,8 @@ def _asked(call: Callable[[], T]) -> T:
 
 def _reason(error: Exception) -> str:
     text = str(getattr(error, "strerror", None) or error or type(error).__name__)
+    if isinstance(error, FileNotFoundError) and not error.strerror:  # fsspec gives the path and no more
+        text = "No such file or directory"
     text = without_secrets(" ".join(text.split()))[:_LONGEST_REASON]
     return text.encode(errors="backslashreplace").decode()  # a file's name may hold what is no UTF-8
 
