@@ -176,6 +176,7 @@ def test_two_sources_of_one_name_are_refused(folder, tmp_path):
         ("nowhere.tar", "is not a folder of images: it does not exist; a source is a folder, a list"),
         ("notes.md", r"is not a folder of images; a source is a folder, a list \(.txt, .lst\), an archive"),
         ("memory://nowhere.tar", "memory://nowhere.tar cannot be read: "),
+        ("x" * 300 + ".tar", "x.tar cannot be examined: File name too long"),
         ("nonsense://a/b", "nonsense:// is not a protocol that fsspec knows"),
     ],
 )
@@ -441,6 +442,23 @@ def test_a_large_zip_has_numbers_of_64_bits(tmp_path, monkeypatch):
     assert file.size == 2**63 - 1
     with pytest.raises(OSError, match="damaged in the zip"):
         file.read()
+
+
+@pytest.mark.parametrize(
+    ("name", "claimed", "message"),
+    [
+        ("a.zip", struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 2_000_000_000, 0, 0), "not a whole zip file"),
+        ("a.parquet", struct.pack("<L4s", 2_000_000_000, b"PAR1"), "its footer claims 2,000,000,000 bytes"),
+    ],
+)
+def test_a_directory_that_claims_most_of_a_large_file_costs_nothing(tmp_path, name, claimed, message):
+    with (tmp_path / name).open("wb") as file:
+        file.write(b"PAR1")
+        file.truncate(3_000_000_000)  # holes, which take no disk
+        file.seek(0, os.SEEK_END)
+        file.write(claimed)
+    assert peak_bytes(lambda: list_sources([tmp_path / name])) < 20_000_000
+    assert message in problems(list_sources([tmp_path / name]))[name]
 
 
 def test_zeros_between_the_members_of_a_gzip_file_are_passed_over(folder, tmp_path):

@@ -1,6 +1,7 @@
 """Files behind URLs: real servers on this machine, and fsspec's file system in memory."""
 
 import os
+import re
 import tarfile
 import threading
 import zipfile
@@ -22,6 +23,7 @@ class Web(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answers)
         self.files, self.tags, self.refuses, self.adds, self.requests = {}, {}, None, b"", []
+        self.knows_ranges = True
 
     def handle_error(self, request, client_address):
         """Say nothing of clients that hang up, as they do when they have read enough."""
@@ -32,6 +34,7 @@ class Web(ThreadingHTTPServer):
 
 class Answers(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *_):
         pass
@@ -52,6 +55,7 @@ class Answers(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        asked = asked if self.server.knows_ranges else None
         first, last = (int(end) for end in asked.removeprefix("bytes=").split("-")) if asked else (0, len(data) - 1)
         body = data[first : last + 1] + (self.server.adds if has_body else b"")
         self.send_response(206 if asked else 200)
@@ -219,6 +223,12 @@ def test_no_more_is_read_of_a_server_than_the_limit(web, memory):
     assert len(file.read(5000)[0]) == 2000
     with pytest.raises(OSError, match="more than the limit of 1,500 "):
         file.read(1500)
+
+
+def test_an_archive_of_a_server_that_knows_no_ranges_is_one_failed_row(web):
+    web.files["/a.zip"], web.knows_ranges = zip_of({"a.png": bytes(30_000_000)}), False
+    (file,) = list_sources([web.url("/a.zip")]).files
+    assert re.match(r"cannot be listed: a.zip: asked for .* bytes, got .*; it must serve ranges", file.problem)
 
 
 class Closed(MemoryFileSystem):

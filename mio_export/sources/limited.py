@@ -31,4 +31,13 @@ def read_limited(file: _File, expected: int, max_bytes: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-__all__ = ["read_limited"]
+def read_up_to(file: _File, most: int) -> bytes:
+    """Return what is left of a file, or its first ``most`` bytes if there are more."""
+    pieces, missing = [], most
+    while missing and (piece := file.read(missing)):
+        pieces.append(piece)
+        missing -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+__all__ = ["read_limited", "read_up_to"]

@@ -21,6 +21,8 @@ _KEPT_BATCHES = 8
 _KEPT_BYTES = 64 << 20
 _OPEN_FILES = 4
 _STREAM_BYTES = 1 << 20
+_END_BYTES = 8
+_MOST_FOOTER_BYTES = 256 << 20
 _MOST_PAGE_BYTES = 1 << 30
 """Arrow is asked for no more by any honest page; a damaged one may claim 2 GiB."""
 
@@ -269,6 +271,9 @@ def _opened(table: _Table) -> _Rows:
 def _open(blob: Blob) -> Any:
     import pyarrow.parquet as pq
 
+    end = blob.read_at(blob.size - _END_BYTES, _END_BYTES) if blob.size >= _END_BYTES else b""
+    if end.endswith(b"PAR1") and (claimed := int.from_bytes(end[:4], "little")) > _MOST_FOOTER_BYTES:
+        raise OSError(f"not a whole Parquet file (its footer claims {claimed:,} bytes)")
     # with pre_buffer, a whole row group is read before its first row
     return pq.ParquetFile(unbuffered(blob, size=blob.size), buffer_size=_STREAM_BYTES, pre_buffer=False)
 

@@ -13,7 +13,7 @@ from mio_export.errors import MissingBackendError, UsageError
 from mio_export.formats import image_suffixes
 from mio_export.secrets import without_secrets
 from mio_export.sources.keys import key_of
-from mio_export.sources.limited import read_limited
+from mio_export.sources.limited import read_limited, read_up_to
 from mio_export.sources.listing import Listing, SourceFile, check_size, known_ns, unreadable
 from mio_export.sources.suffixes import suffix_of
 
@@ -51,12 +51,20 @@ class RemoteBlob:
         end = min(offset + size, self.size)
         if offset >= end:
             return b""
-        data = _asked(lambda: bytes(self.filesystem.cat_file(self.path, start=offset, end=end)))
+        data = _asked(lambda: self._range(offset, end))
         if len(data) != end - offset:
             raise OSError(
                 f"{key_of(self.name)}: asked for {end - offset:,} bytes, got {len(data):,}; it must serve ranges"
             )
         return data
+
+    def _range(self, offset: int, end: int) -> bytes:
+        if not _protocols(self.filesystem) & _WEB:
+            return bytes(self.filesystem.cat_file(self.path, start=offset, end=end))
+        # as a stream: a server that knows no ranges would send all of it
+        headers = {**self.filesystem.kwargs.get("headers", {}), "Range": f"bytes={offset}-{end - 1}"}
+        with self.filesystem.open(self.path, "rb", block_size=0, size=self.size, headers=headers) as file:
+            return read_up_to(file, end - offset + 1)
 
     def check(self) -> None:
         """Look again, after reading: then what was read is of the version that was listed.

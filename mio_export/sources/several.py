@@ -67,9 +67,13 @@ def _listed(spec: str | Path) -> Listing:
 
 def _listed_path(path: Path) -> Listing:
     ending = _ending(path.name)
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:  # too long a name, or in a folder that may not be searched
+        raise UsageError(f"{path} cannot be examined: {error.strerror or error}") from None
+    if is_folder:
         return list_images(path)
-    if not path.exists():
+    if not is_there:
         raise UsageError(f"{path} is not a folder of images: it does not exist; a source is {_ALLOWED}")
     if ending is None:
         raise UsageError(f"{path} is not a folder of images; a source is {_ALLOWED}")

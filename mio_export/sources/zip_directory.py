@@ -8,8 +8,9 @@ import calendar
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
-from mio_export.sources.blob import Blob, read_whole
+from mio_export.sources.blob import Blob, file_of, read_whole
 
 _ENTRY = struct.Struct("<4s4x4H3L3H4xLL")
 _ENTRY_MAGIC = b"PK\x01\x02"
@@ -23,6 +24,7 @@ _FIELD = struct.Struct("<HH")
 _IS_64 = 0xFFFFFFFF
 _SIZES_64 = 0x0001
 _LONGEST_COMMENT = 0xFFFF
+_PIECE_BYTES = 4 << 20
 _NS = 1_000_000_000
 
 
@@ -57,13 +59,11 @@ def zip_entries(blob: Blob) -> Iterator[ZipEntry]:
     start = location - length_64 - size
     if start < 0:
         raise _damaged("its directory would begin before the file")
-    data = read_whole(blob, start, size)
-    position = 0
-    while position < size:
-        if position + _ENTRY.size > size or data[position : position + 4] != _ENTRY_MAGIC:
-            raise _damaged(f"no entry at byte {start + position:,} of its directory")
-        entry, position = _entry(data, position, start - offset)
-        yield entry
+    # a piece at a time: a damaged end record may claim all of a large file for the directory
+    with file_of(blob, size=blob.size, buffer_bytes=max(1, min(size, _PIECE_BYTES))) as file:
+        file.seek(start)
+        while file.tell() < start + size:
+            yield _entry(file, start - offset)
 
 
 def _find_end(blob: Blob) -> tuple[int, int, bytes]:
@@ -94,17 +94,20 @@ def _place(blob: Blob, end: int, tail_offset: int, tail: bytes) -> tuple[int, in
     return record[8], record[9], length_64
 
 
-def _entry(data: bytes, position: int, shift: int) -> tuple[ZipEntry, int]:
-    """Return the entry at a position, and the position of the next; all offsets are off by ``shift``."""
-    fields = _ENTRY.unpack_from(data, position)
-    _, flags, method, time, date, crc, packed_size, size, num_name, num_extra, num_comment, attributes, offset = fields
-    begin = position + _ENTRY.size
-    name = data[begin : begin + num_name]
+def _entry(file: BinaryIO, shift: int) -> ZipEntry:
+    """Read an entry; offsets in it are off by ``shift``."""
+    head = file.read(_ENTRY.size)
+    if len(head) < _ENTRY.size or head[:4] != _ENTRY_MAGIC:
+        raise _damaged(f"no entry at byte {file.tell() - len(head):,} of it, where its directory should go on")
+    _, flags, method, time, date, crc, packed_size, size, num_name, num_extra, num_comment, attributes, offset = (
+        _ENTRY.unpack(head)
+    )
+    rest = file.read(num_name + num_extra + num_comment)
     if _IS_64 in (packed_size, size, offset):
-        extra = data[begin + num_name : begin + num_name + num_extra]
+        extra = rest[num_name : num_name + num_extra]
         size, packed_size, offset = _sizes_64(extra, size, packed_size, offset)
-    entry = ZipEntry(
-        name=name.partition(b"\0")[0],
+    return ZipEntry(
+        name=rest[:num_name].partition(b"\0")[0],
         flags=flags,
         method=method,
         mtime_ns=_mtime_ns(date, time),
@@ -114,7 +117,6 @@ def _entry(data: bytes, position: int, shift: int) -> tuple[ZipEntry, int]:
         mode=attributes >> 16,
         offset=offset + shift,
     )
-    return entry, begin + num_name + num_extra + num_comment
 
 
 def _sizes_64(extra: bytes, *values: int) -> Iterator[int]:

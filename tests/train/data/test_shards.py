@@ -179,6 +179,16 @@ def test_a_damaged_header_is_not_taken_for_the_end(fake_set):
         open_data(path.parent)
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_header_that_claims_more_than_there_is_is_damage(fake_set, kind):
+    path = fake_set("tar") / FIRST
+    info = tarfile.TarInfo("name")
+    info.type, info.size = kind, 2**42
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + path.read_bytes())
+    with pytest.raises(MioError, match=r"is damaged or cut off \(.*claim more than 8,388,608 bytes\); fetch it again"):
+        open_data(path.parent)
+
+
 def test_other_files_that_cannot_be_shards_are_named(tmp_path, tar_writer):
     (tmp_path / "gz").mkdir()
     with tarfile.open(tmp_path / "gz" / "train.tar", "w:gz") as tar:
