@@ -115,6 +115,24 @@ def local_blob(path: str) -> LocalBlob:
     return LocalBlob(path, status.st_size, status.st_mtime_ns)
 
 
+class CheckedOnce:
+    """A blob that is looked at again only if something was read since; for those who keep what they read."""
+
+    def __init__(self, blob: Blob) -> None:
+        self._blob, self._is_checked = blob, True
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes from ``offset`` on; fewer where the file ends."""
+        self._is_checked = False
+        return self._blob.read_at(offset, size)
+
+    def check(self) -> None:
+        """Make sure that what was read so far is all of one version; an OSError says that it is not."""
+        if not self._is_checked:
+            self._blob.check()
+            self._is_checked = True
+
+
 @dataclass(frozen=True, slots=True)
 class InBlob:
     """An image that lies in one piece in a blob."""
@@ -210,4 +228,14 @@ def _opened(path: str, size: int, mtime_ns: int) -> _Descriptor:
     return _Descriptor(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
-__all__ = ["Blob", "InBlob", "LocalBlob", "Readable", "file_of", "local_blob", "read_whole", "unbuffered"]
+__all__ = [
+    "Blob",
+    "CheckedOnce",
+    "InBlob",
+    "LocalBlob",
+    "Readable",
+    "file_of",
+    "local_blob",
+    "read_whole",
+    "unbuffered",
+]

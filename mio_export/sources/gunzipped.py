@@ -13,7 +13,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from mio_export.sources.blob import Blob, file_of
+from mio_export.sources.blob import Blob, CheckedOnce, file_of
 
 if TYPE_CHECKING:
     from zlib import _Decompress
@@ -52,8 +52,8 @@ class Gunzipped:
         self.size = 0
         self._blob = blob
         self._lock = Lock()
-        self._is_unchecked = False
-        self._input = file_of(blob, buffer_bytes=max(blob.buffer_bytes, _INPUT_BYTES))
+        self._checked = CheckedOnce(blob)
+        self._input = file_of(self._checked, buffer_bytes=max(blob.buffer_bytes, _INPUT_BYTES))
         self._states = [_State(0, 0, zlib.decompressobj(_GZIP), False)]
         self._spacing = _FIRST_SPACING_BYTES
         self._go_back(self._states[0])
@@ -82,9 +82,7 @@ class Gunzipped:
             OSError: it changed since it was listed.
         """
         with self._lock:
-            if self._is_unchecked:
-                self._blob.check()
-                self._is_unchecked = False
+            self._checked.check()
 
     @property
     def _end(self) -> int:
@@ -129,7 +127,6 @@ class Gunzipped:
         while True:
             self._input.seek(self._position)
             data = self._input.read(_INPUT_BYTES)
-            self._is_unchecked = True
             if self._is_inside or not data:
                 return data
             if content := data.lstrip(b"\0"):  # padding is allowed between members, too

@@ -9,7 +9,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
-from mio_export.sources.blob import Blob, unbuffered
+from mio_export.sources.blob import Blob, CheckedOnce, Readable, unbuffered
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, check_size, in_order, unreadable
 
@@ -116,7 +116,7 @@ def _claimed_bytes(error: MemoryError) -> int:
 
 
 def _listed(blob: Blob) -> Listing:
-    file = _open(blob)
+    file = _open(blob, blob)
     columns = _columns(file.schema_arrow, blob.name)
     table = _Table(blob, columns.image, _batch_rows(file.metadata))
     listing, width = Listing(), len(str(max(0, file.metadata.num_rows - 1)))
@@ -210,7 +210,8 @@ class _Rows:
 
     def __init__(self, table: _Table) -> None:
         self._table = table
-        self._file = _open(table.blob)
+        self._checked = CheckedOnce(table.blob)
+        self._file = _open(table.blob, self._checked)
         self._lock = Lock()
         self._row_group = -1
         self._next_row = 0
@@ -239,7 +240,7 @@ class _Rows:
                 column, first = _column(next(self._batches), self._table.column), self._next_row
                 self._keep(first, column)
                 self._next_row += len(column)
-            self._table.blob.check()
+            self._checked.check()
         except StopIteration:
             raise OSError(f"row group {self._row_group} ends before its row {row:,}") from None
         except BaseException:
@@ -268,14 +269,15 @@ def _opened(table: _Table) -> _Rows:
     return _Rows(table)
 
 
-def _open(blob: Blob) -> Any:
+def _open(blob: Blob, content: Readable) -> Any:
+    """Open a file whose bytes are those of ``content``."""
     import pyarrow.parquet as pq
 
     end = blob.read_at(blob.size - _END_BYTES, _END_BYTES) if blob.size >= _END_BYTES else b""
     if end.endswith(b"PAR1") and (claimed := int.from_bytes(end[:4], "little")) > _MOST_FOOTER_BYTES:
         raise OSError(f"not a whole Parquet file (its footer claims {claimed:,} bytes)")
     # with pre_buffer, a whole row group is read before its first row
-    return pq.ParquetFile(unbuffered(blob, size=blob.size), buffer_size=_STREAM_BYTES, pre_buffer=False)
+    return pq.ParquetFile(unbuffered(content, size=blob.size), buffer_size=_STREAM_BYTES, pre_buffer=False)
 
 
 def _line(error: Exception) -> str:

@@ -295,7 +295,7 @@ def _walk(remote: Remote, listing: Listing) -> Iterator[tuple[str, str, Mapping[
 
 def _resolved(filesystem: Any, path: str, info: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a link leads to, where the file system says that it is one; itself where that is nothing."""
-    if not info.get("islink"):
+    if not info.get("islink") and _kind(info) != "link":
         return info
     try:
         return _looked_up(filesystem, path)
