@@ -12,6 +12,7 @@ FLOORS = [
         "files",
         "schema",
         "settings",
+        "terminal",
         "progress",
         "metrics",
         "sample",
