@@ -96,7 +96,7 @@ class _Layout:
     """Whether a folder of that name is left out because others hold classes."""
 
     def is_used(self, file: SourceFile) -> bool:
-        if self.train is not None and _top(file) not in (self.train, self.held_out):
+        if self.train is not None and (_top(file) or "") not in (self.train, self.held_out):
             return False
         return not (self.unlabelled and (self.class_of(file) or "").lower() in UNLABELLED_NAMES)
 

@@ -71,7 +71,8 @@ def test_train_without_a_test_part_has_its_class_folders_as_labels(tmp_path):
 
 @pytest.mark.parametrize("name", ["unlabelled", "unlabeled", "Unlabelled"])
 def test_a_folder_of_unlabelled_images_is_no_class(tmp_path, name):
-    make(tmp_path / "parts", [f"train/{image}" for image in PAIR] + [f"{name}/{i}.png" for i in range(9)])
+    beside = ["flat.png", *(f"{name}/{i}.png" for i in range(8))]
+    make(tmp_path / "parts", [*(f"train/{image}" for image in PAIR), *beside])
     data = open_data(tmp_path / "parts")
     assert (data.class_names, len(data.train) + len(data.test)) == (("cat", "dog"), 40)
     assert data.notes == (HELD_OUT, "9 images outside train/ were left out")
@@ -94,7 +95,7 @@ def test_train_may_be_a_class_among_others(tmp_path):
 
 
 def test_a_validation_part_alone_has_its_class_folders_as_labels(tmp_path):
-    make(tmp_path, [f"val/{name}" for name in PAIR])
+    make(tmp_path, [f"validation/{name}" for name in PAIR])
     assert open_data(tmp_path).class_names == ("cat", "dog")
 
 
