@@ -9,6 +9,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -530,13 +531,13 @@ def _change(values: Any, draw: Draw) -> None:
             case 0:
                 del values[name]
             case 1 if isinstance(values, dict):
-                values["unknown"] = draw.choice(_VALUES)
+                values["unknown"] = deepcopy(draw.choice(_VALUES))
             case 2 if isinstance(inner, str):
                 values[name] = _generic(inner.encode(errors="surrogatepass"), draw).decode(errors="replace")
             case 3 if isinstance(inner, int | float):
                 values[name] = draw.choice((-inner, inner + 1, str(inner), inner * 10**9))
             case _:
-                values[name] = draw.choice(_VALUES)
+                values[name] = deepcopy(draw.choice(_VALUES))
         return
 
 
