@@ -1,5 +1,9 @@
 """A bundle of a tiny encoder whose contract refuses large images, and a store that it made."""
 
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -24,3 +28,13 @@ def tiny_store(tmp_path_factory, tiny, photos):
     out = tmp_path_factory.mktemp("tiny") / "store"
     embed(tiny, photos, out, runtime="onnxruntime", decode="full", shard_size=8)
     return out
+
+
+@pytest.fixture
+def memory_folder(tmp_path):
+    """A folder in memory where there is one: the disk is not what is tried."""
+    shared = Path("/dev/shm")
+    folder = shared / f"mio-fuzz-{os.getpid()}" if shared.is_dir() else tmp_path / "fuzz"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

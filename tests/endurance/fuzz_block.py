@@ -2,8 +2,9 @@
 
     python tests/endurance/fuzz_block.py KIND FIRST COUNT BUNDLE STORE FOLDER
 
-One mutant alone (COUNT 1) is left in FOLDER, to look at. Lines are ``{"at": N}`` before each mutant, ``{"found": N,
-"what": ...}``, and ``{"done": true}``.
+With ``folder=PATH`` for KIND the mutants are the files that lie there, in order; with ``every`` they are of all kinds
+in turn. One mutant alone (COUNT 1) is left in FOLDER, to look at. Lines are ``{"at": N}`` before each mutant,
+``{"found": N, "what": ...}``, and ``{"done": true}``.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import originals
-from mutants import ARCHIVES, IMAGES, mutant
+from mutants import ARCHIVES, IMAGES, KINDS, mutant
 
 from mio_export.bundle import load_bundle
 from mio_export.embedding import embed
@@ -65,6 +66,7 @@ class Block:
                 shutil.copytree(source, folder / name, dirs_exist_ok=True)
         if kind == "list":
             originals.write_listed(folder)
+        self.files = list_sources([kind.removeprefix("folder=")]).files if kind.startswith("folder=") else None
 
     def check(self, number: int) -> None:
         """Raise what breaks the rules for one mutant.
@@ -72,6 +74,9 @@ class Block:
         Raises:
             AssertionError: or any other error.
         """
+        if self.files is not None:
+            self._image(self.files[number].read()[0])
+            return
         name, data = mutant(self.kind, number, bundle=self.bundle, store=self.store)
         if self.kind in ("manifest", "store"):
             (self.folder / self.kind / name).write_bytes(data)
@@ -146,6 +151,29 @@ class Block:
         assert embed(self.bundle, sources, out, **OPTIONS).num_embedded == 0, "a second run found something to do"
 
 
+class Every:
+    """Mutants of all kinds in turn; they are not embedded."""
+
+    def __init__(self, *places: Path) -> None:
+        self.blocks = [Block(kind, *places) for kind in KINDS]
+        self.sound: list[Path] = []
+
+    def check(self, number: int) -> None:
+        """Raise what breaks the rules for one mutant, which is named by its kind then.
+
+        Raises:
+            AssertionError: or any other error.
+        """
+        block = self.blocks[number % len(KINDS)]
+        try:
+            block.check(number // len(KINDS))
+        except Exception as error:
+            raise AssertionError(f"{block.kind} {number // len(KINDS)}: {described(error)}") from error
+
+    def embed(self) -> None:
+        """Do nothing: the whole search does."""
+
+
 def planted(kind: str, number: int) -> None:
     """The faults that show that the search finds some."""
     if number != 3:
@@ -166,7 +194,9 @@ def main(kind: str, first: int, count: int, bundle: Path, store: Path, folder: P
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
     warnings.simplefilter("ignore")
     folder.mkdir(parents=True, exist_ok=True)
-    block = None if kind.startswith("planted") else Block(kind, bundle, store, folder)
+    block: Block | Every | None = None
+    if not kind.startswith("planted"):
+        block = Every(bundle, store, folder) if kind == "every" else Block(kind, bundle, store, folder)
     for number in range(first, first + count):
         say(at=number)
         try:
