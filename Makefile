@@ -6,6 +6,9 @@ export UV_LINK_MODE := hardlink
 # folders of large photographs, such as those of Debian's lomiri-wallpapers and plasma-workspace-wallpapers
 PHOTOS ?= /usr/share/backgrounds /usr/share/wallpapers
 
+# the version that benchmarks/robustness.py compares this one with
+OLD ?= HEAD
+
 PEERS_READY := .peers/.ready
 
 SERVE_READY := .venv-serve/.ready
@@ -67,6 +70,7 @@ evidence: setup peers $(SERVE_READY)
 	$(BIN)/python benchmarks/gate.py
 	$(BIN)/python benchmarks/runtimes.py --photos $(PHOTOS)
 	$(BIN)/python benchmarks/embedding.py --photos $(PHOTOS)
+	$(BIN)/python benchmarks/robustness.py --old $(OLD)
 	.venv-serve/bin/python benchmarks/serving.py
 
 gpu: setup

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mio_export.cli.output import Json, print_json, print_table
+from mio_export.cli.output import Json, echo, print_json, print_table
 
 
 def run(
@@ -37,4 +37,4 @@ def run(
         return
     print_table(f"images/s at batch {batch_size}: median of {result.num_rounds} rounds", *result.table())
     lines = [*result.findings(), *(throughput.lines() if throughput else []), result.machine.describe()]
-    typer.echo("\n" + "\n".join(lines))
+    echo("", *lines)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mio_export.cli.output import Json, print_json
+from mio_export.cli.output import Json, echo, print_json
 
 app = typer.Typer(help="Hand a bundle to an inference server.", no_args_is_help=True)
 
@@ -46,10 +46,10 @@ def triton(
         print_json(asdict(done))
         return
     served = f"{done.artifact} ({done.precision}, {backend} on {done.device}), up to {done.max_batch} images a request"
-    typer.echo(f"{done.path}: models {', '.join(done.models)}; {served}")
+    echo(f"{done.path}: models {', '.join(done.models)}; {served}")
     for note in done.notes:
-        typer.echo(note)
-    typer.echo(f"start it and test it as {done.path / 'README.md'} says")
+        echo(note)
+    echo(f"start it and test it as {done.path / 'README.md'} says")
 
 
 __all__ = ["app"]

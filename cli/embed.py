@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mio_export.cli.output import Json, print_json
+from mio_export.cli.output import Json, echo, print_json
 from mio_export.errors import GateError
 
 
@@ -86,10 +86,10 @@ def run(
         progress=stderr_progress(progress),
     )
     for note in result.notes:
-        typer.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if as_json:
         print_json(asdict(result))
     else:
-        typer.echo("\n".join(result.summary(out)))
+        echo(*result.summary(out))
     if result.num_failed and result.num_ok == 0:
         raise GateError(f"all {result.num_failed:,} files failed; their reasons: mio inspect {out}")

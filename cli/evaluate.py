@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mio_export.cli.output import Json, print_evaluation, print_json, print_seeds
+from mio_export.cli.output import Json, echo, print_evaluation, print_json, print_seeds
 from mio_export.errors import UsageError
 
 
@@ -54,9 +54,9 @@ def run(
     else:
         print_evaluation(result)
     if (path / REPORT).is_file():
-        typer.echo(f"\nreport: {path / REPORT}")
+        echo("", f"report: {path / REPORT}")
     for failure in result.failures:
-        typer.echo(f"left out: {failure}", err=True)
+        echo(f"left out: {failure}", err=True)
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mio_export.cli.output import Json, print_json, print_parity
+from mio_export.cli.output import Json, echo, print_json, print_parity
 from mio_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def run(
         return
     print_parity(result.reports)
     manifest = result.bundle.manifest
-    typer.echo(f"\n{out}/report.html shows the images on which each artifact errs most")
-    typer.echo(f"{out}: {manifest.encoder.embedding_dim} dimensions, space {manifest.space[:12]}…")
+    echo("", f"{out}/report.html shows the images on which each artifact errs most")
+    echo(f"{out}: {manifest.encoder.embedding_dim} dimensions, space {manifest.space[:12]}…")
 
 
 def _requirements(texts: list[str]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from mio_export.cli import (
     verify,
 )
 from mio_export.errors import Interrupted, MioError
+from mio_export.terminal import discard_output, printable, printable_lines, reader_is_gone, tolerate_encodings
 
 app = typer.Typer(
     name="mio",
@@ -64,25 +65,46 @@ def main() -> None:
     """Run the command line; leave with the exit status that the error stands for."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    tolerate_encodings()
     # the decode contract has limits of its own; what Pillow finds odd below them is noise
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except (Exception, Interrupted) as error:  # noqa: BLE001 - the last line of defence prints one line
-        if debug:
-            traceback.print_exc()
-        sys.exit(_report(error))
+        sys.exit(_failed(error, debug=debug))
+    except SystemExit as leave:  # what Typer makes of every broken pipe, a network's too
+        if isinstance(leave.__context__, BrokenPipeError):
+            sys.exit(_failed(leave.__context__, debug=debug))
+        raise
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
+def _failed(error: BaseException, *, debug: bool) -> int:
+    """Report an error; return the exit status."""
+    if isinstance(error, BrokenPipeError) and reader_is_gone():  # "mio … | head" has what it wanted
+        discard_output()
+        return 128 + signal.SIGPIPE
+    if debug:
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in traceback.format_exc().splitlines()))
+    try:
+        return _report(error)
+    except BrokenPipeError:
+        discard_output()
+        return 128 + signal.SIGPIPE
+
+
 def _report(error: BaseException) -> int:
     """Print an error in a line or two; return the exit status."""
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # a wrong command line; Typer knows how to say so
+        error.message = "\n".join(map(printable, str(getattr(error, "message", "")).split("\n")))
+        error.show()
+        return int(error.exit_code)
     if isinstance(error, Interrupted):
         return _say(
             "interrupted; what was finished is kept, run it again to go on (train: with --resume)", error.exit_code
@@ -98,5 +120,5 @@ def _report(error: BaseException) -> int:
 
 
 def _say(message: str, exit_code: int) -> int:
-    print(f"mio: {message}", file=sys.stderr)  # noqa: T201
+    print(printable_lines(f"mio: {message}"), file=sys.stderr)  # noqa: T201
     return exit_code

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mio_export.cli.output import Json, print_json
+from mio_export.cli.output import Json, echo, print_json
 from mio_export.errors import UsageError
 
 
@@ -45,4 +45,4 @@ def run(
     if as_json:
         print_json(result)
     else:
-        typer.echo("\n".join(lines))
+        echo(*lines)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mio_export.schema import finite
+from mio_export.terminal import json_text, printable
 
 if TYPE_CHECKING:
     from mio_export.parity import ParityReport
@@ -16,32 +17,37 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+def echo(*lines: str, err: bool = False) -> None:
+    """Print lines, on standard error if ``err``; a name in them breaks no line and steers no terminal."""
+    for line in lines:
+        typer.echo(printable(line), err=err)
+
+
 def print_json(values: Any) -> None:
-    """Print one JSON document; NaN and infinity, which JSON lacks, become null."""
-    typer.echo(json.dumps(finite(values), indent=2, default=str))
+    """Print one JSON document in ASCII; NaN and infinity, which JSON lacks, become null."""
+    typer.echo(json_text(finite(values), indent=2))
 
 
 def print_pairs(pairs: Iterable[tuple[str, str]]) -> None:
     """Print names and values in two columns."""
     pairs = list(pairs)
     width = max(len(name) for name, _ in pairs)
-    for name, value in pairs:
-        typer.echo(f"{name:<{width}}  {value}")
+    echo(*(f"{name:<{width}}  {value}" for name, value in pairs))
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; the first column to the left, the others to the right."""
-    lines = [list(header), *[list(row) for row in rows]]
+    lines = [[printable(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    typer.echo(f"\n{title}")
+    echo("", title)
     for number, line in enumerate(lines):
         cells = [
             cell.ljust(width) if not column else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
-        typer.echo("  " + "  ".join(cells).rstrip())
+        echo("  " + "  ".join(cells).rstrip())
         if not number:
-            typer.echo("  " + "  ".join("-" * width for width in widths))
+            echo("  " + "  ".join("-" * width for width in widths))
 
 
 def print_evaluation(evaluation: "Evaluation") -> None:
@@ -60,9 +66,9 @@ def print_plan(plan: "Plan") -> None:
         for key, value in recipe.items()
         for inner, inner_value in (value.items() if isinstance(value, dict) else [("", value)])
     ]
-    typer.echo("recipe")
+    echo("recipe")
     print_pairs([(f"  {name}", json.dumps(value)) for name, value in flat])
-    typer.echo("\nmodel")
+    echo("", "model")
     print_pairs(
         [
             ("  encoder", f"{plan.num_encoder_parameters:,} parameters, {plan.embedding_dim:,} features"),
@@ -71,7 +77,7 @@ def print_plan(plan: "Plan") -> None:
             ("", f"about {_bytes(plan.activation_bytes)} for a step's activations on each device"),
         ]
     )
-    typer.echo("\ncost")
+    echo("", "cost")
     pairs = [("  a step", f"{recipe['batch_size']:,} images, {plan.step_flops / 1e12:,.2f} Tflop")]
     if plan.num_steps is None or plan.num_views is None:
         pairs.append(("  the run", f"{recipe['epochs']:,} epochs; steps and images with --data DIR"))

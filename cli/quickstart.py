@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mio_export.cli.output import print_evaluation, print_parity
+from mio_export.cli.output import echo, print_evaluation, print_parity
 
 
 def run(
@@ -26,11 +26,11 @@ def run(
     result = quickstart(out, objective=objective, seed=seed, progress=stderr_progress())
     print_evaluation(result.evaluation)
     print_parity(result.verification.reports)
-    typer.echo(
-        f"\n{result.embedded.num_ok:,} images embedded into {out / 'embeddings'}, the encoder is {out / 'sample.mio'}"
+    echo(
+        "", f"{result.embedded.num_ok:,} images embedded into {out / 'embeddings'}, the encoder is {out / 'sample.mio'}"
     )
-    typer.echo(f"report of the training: {out / 'run' / REPORT}")
-    typer.echo("\nWith a folder of your own images:")
-    typer.echo("  mio train --objective mio --data PHOTOS -o RUN")
-    typer.echo("  mio export RUN -o NAME.mio -f onnx -f torchscript --images PHOTOS")
-    typer.echo("  mio embed NAME.mio PHOTOS -o EMBEDDINGS")
+    echo(f"report of the training: {out / 'run' / REPORT}")
+    echo("", "With a folder of your own images:")
+    echo("  mio train --objective mio --data PHOTOS -o RUN")
+    echo("  mio export RUN -o NAME.mio -f onnx -f torchscript --images PHOTOS")
+    echo("  mio embed NAME.mio PHOTOS -o EMBEDDINGS")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mio_export.cli.output import Json, print_json, print_table
+from mio_export.cli.output import Json, echo, print_json, print_table
 from mio_export.errors import UsageError
+from mio_export.terminal import printable
 
 if TYPE_CHECKING:
     from mio_export.searching import Answer
@@ -25,7 +26,10 @@ def run(
     ] = "auto",
     k: Annotated[int, typer.Option("-k", help="Number of neighbours.")] = 10,
     html: Annotated[Path | None, typer.Option(help="Write a gallery of the whole store.")] = None,
-    source: Annotated[Path | None, typer.Option(help="Folder that was embedded, for the gallery's pictures.")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="What was embedded, for the gallery's pictures: a folder, archive, list or URL; may repeat."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find the stored images nearest to an image, or show all in a gallery.
@@ -50,12 +54,14 @@ def run(
     for found in answers:
         _print_answer(found)
     if gallery:
-        typer.echo("\n".join(gallery.summary()))
+        echo(*gallery.summary())
 
 
 def _print_answer(found: "Answer") -> None:
-    width = max((len(neighbor.key) for neighbor in found.neighbors), default=3)
-    rows = [(str(near.rank), near.key.ljust(width), f"{near.cosine:.6f}") for near in found.neighbors]
+    keys = [printable(near.key) for near in found.neighbors]
+    width = max(map(len, keys), default=3)
+    pairs = zip(found.neighbors, keys, strict=True)
+    rows = [(str(near.rank), key.ljust(width), f"{near.cosine:.6f}") for near, key in pairs]
     print_table(f"nearest to {found.query}", ("rank", "key".ljust(width), "cosine"), rows)
 
 

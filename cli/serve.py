@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mio_export.cli.output import echo
+
 
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="NAME.mio", help="A bundle.")],
@@ -52,6 +54,6 @@ def run(
         timeout_s=timeout_s,
     )
     with Server(bundle, options, progress=stderr_progress()) as server:
-        typer.echo(server.description())
+        echo(*server.description().split("\n"))
         server.wait()
-    typer.echo("open requests were answered; the server has ended")
+    echo("open requests were answered; the server has ended")

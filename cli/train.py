@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mio_export.cli.output import Json, print_json, print_plan
+from mio_export.cli.output import Json, echo, print_json, print_plan
 from mio_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ def _print(results: "list[TrainResult]", data: Path, out: Path, as_json: bool) -
         print_json(rows[0] if len(rows) == 1 else rows)
         return
     for result in results:
-        typer.echo(f"{result.run}: {result.metrics['epoch']} epochs, loss {result.metrics['loss']:.4f}")
+        echo(f"{result.run}: {result.metrics['epoch']} epochs, loss {result.metrics['loss']:.4f}")
     if len(results) == 1:
-        typer.echo(f"report: {out / REPORT}")
-    typer.echo(f"next:  mio evaluate {out} --data {data}")
+        echo(f"report: {out / REPORT}")
+    echo(f"next:  mio evaluate {out} --data {data}")
     if len(results) == 1:
-        typer.echo(f"       mio export {out} -o {out.name}.mio --images {data}")
+        echo(f"       mio export {out} -o {out.name}.mio --images {data}")

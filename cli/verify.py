@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mio_export.cli.output import Json, print_json, print_parity
+from mio_export.cli.output import Json, echo, print_json, print_parity
 from mio_export.errors import GateError, UsageError
 
 
@@ -49,8 +49,8 @@ def run(
     if as_json:
         return
     for line in result.unproven:
-        typer.echo(f"unproven: {line} cannot run here; verify it where it does")
-    typer.echo(f"{bundle}: every hash holds" + ("" if images else "; to prove the artifacts again, add --images DIR"))
+        echo(f"unproven: {line} cannot run here; verify it where it does")
+    echo(f"{bundle}: every hash holds" + ("" if images else "; to prove the artifacts again, add --images DIR"))
 
 
 def _verify_server(bundle: Path, url: str, *, images: Path | None, limit: int, as_json: bool) -> None:
@@ -66,4 +66,4 @@ def _verify_server(bundle: Path, url: str, *, images: Path | None, limit: int, a
     if not report.passed:
         raise GateError("\n     ".join([f"{url} is refused", *report.problems]))
     if not as_json:
-        typer.echo(f"{url} gives the embeddings of {bundle}, from pixels and from encoded images")
+        echo(f"{url} gives the embeddings of {bundle}, from pixels and from encoded images")

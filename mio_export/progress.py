@@ -1,6 +1,5 @@
 """What long work tells the person who waits for it: a bar on a terminal, plain lines elsewhere, nothing by default."""
 
-import json
 import os
 import sys
 import time
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from mio_export.errors import UsageError
+from mio_export.terminal import json_text, printable
 
 _INTERVAL_S = 10.0
 
@@ -73,7 +73,7 @@ class PlainProgress(Progress):
 
     def line(self, text: str) -> None:
         """Print a line."""
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
     @contextmanager
     def task(self, description: str, total: int, *, unit: str = "images") -> Iterator[Task]:
@@ -111,7 +111,7 @@ class JsonProgress(PlainProgress):
         )
 
     def _print(self, content: dict[str, Any]) -> None:
-        print(json.dumps(content, ensure_ascii=False), file=sys.stderr, flush=True)  # noqa: T201
+        print(json_text(content), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class _SeldomShown(_Counts):
@@ -136,13 +136,13 @@ class TerminalProgress(PlainProgress):
         from rich.progress import Progress as Bars
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[remarks]}"),
+            TextColumn("{task.fields[remarks]}", markup=False),
         )
         with Bars(*columns, console=Console(stderr=True)) as bars:
             yield _Bar(bars, description, total, unit)
@@ -151,10 +151,12 @@ class TerminalProgress(PlainProgress):
 class _Bar(_Counts):
     def __init__(self, bars: Any, description: str, total: int, unit: str) -> None:
         super().__init__(description, total, unit)
-        self._bars, self._id = bars, bars.add_task(description, total=total, rate="", remarks="")
+        self._bars, self._id = bars, bars.add_task(printable(description), total=total, rate="", remarks="")
 
     def show(self, amount: int) -> None:
-        self._bars.update(self._id, advance=amount, rate=f"{self.rate:,.0f} {self.unit}/s", remarks=self.remarks)
+        self._bars.update(
+            self._id, advance=amount, rate=f"{self.rate:,.0f} {self.unit}/s", remarks=printable(self.remarks)
+        )
 
 
 def is_first_process() -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import MANIFEST, Artifact, Bundle, EncoderSpec, ProjectorSpec, Training, load_bundle
-from mio_export.errors import UsageError
+from mio_export.errors import GateError, UsageError
 from mio_export.metrics import HEADLINE_K
 from mio_export.preprocess import Preprocess, preprocess_from_dict
 from mio_export.provenance import read_provenance
@@ -37,7 +37,12 @@ def describe(path: str | Path) -> Description:
     """
     path = Path(path)
     if (path / MANIFEST).is_file():
-        return _describe_bundle(load_bundle(path))
+        bundle = load_bundle(path)
+        try:
+            return _describe_bundle(bundle)
+        except (KeyError, TypeError, ValueError, OSError) as error:  # a file that is not there, scores that are none
+            reason = f"{type(error).__name__}: {error}"
+            raise GateError(f"{path} is damaged: its manifest does not fit what it describes ({reason})") from None
     if path.is_file():
         return _describe_artifact(read_provenance(path))
     info = read_info(path)

@@ -14,6 +14,7 @@ FLOORS = [
         "secrets",
         "schema",
         "settings",
+        "terminal",
         "progress",
         "metrics",
         "sample",

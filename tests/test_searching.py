@@ -1,6 +1,10 @@
+import base64
+import io
 import re
 import shutil
 import subprocess
+import tarfile
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +20,7 @@ from mio_export.searching.neighbors import nearest_in_blocks, other_neighbors
 from mio_export.searching.structure import Structure, duplicate_groups, examine, outliers, spread_sample, walk
 from mio_export.searching.thumbnails import path_of
 from mio_export.sources import list_images
-from mio_export.store import StoreInfo, load_embeddings, read_rows, write_info
+from mio_export.store import Row, StoreInfo, load_embeddings, read_rows, shard_path, write_info, write_shard
 
 COPY, AGAIN = "flower/a <copy> & more.jpg", "temple/again.jpg"
 QUERY = "flower/065-384.jpg"
@@ -252,6 +256,75 @@ def test_without_a_source_names_take_the_place_of_pictures(gallery, collection):
     assert 'id="i-0"' not in html
     with pytest.raises(UsageError, match="--source names the folder that was embedded"):
         gallery(collection / "query.jpg")
+
+
+OUTSIDE = "file lies outside the source (a path with .., an absolute one, or a link that leaves it)"
+MISSING = "file missing from the source folder"
+
+
+@pytest.fixture
+def shown(store, tmp_path):
+    """Write a store with given keys, each 1 kB of red, and its gallery; return its notes and the colours it shows."""
+
+    def write(keys, source, *, size):
+        out = tmp_path / "crafted"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        info = replace(store.info, embedding_dim=4)
+        rows = [
+            Row(key=key, size=size, mtime_ns=0, sha256=f"{i:064d}", status="ok", stage=None, reason=None)
+            for i, key in enumerate(keys)
+        ]
+        write_info(out, info)
+        write_shard(shard_path(out, 0), info, rows, np.random.default_rng(0).normal(size=(len(rows), 4)).astype("f4"))
+        result = write_gallery(tmp_path / "page.html", out, source=source)
+        pictures = re.findall(r'base64,([^"]+)"', (tmp_path / "page.html").read_text(encoding="utf-8"))
+        images = [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in pictures]
+        return result.notes, ["red" if image.getpixel((48, 48))[0] > 128 else "blue" for image in images]
+
+    return write
+
+
+def save_colours(folder):
+    """A blue picture in folder/photos, a red one of the same size outside of it."""
+    (folder / "photos").mkdir()
+    for path, colour in ((folder / "private.bmp", "red"), (folder / "photos/own.bmp", "blue")):
+        Image.new("RGB", (8, 8), colour).save(path)
+    return folder / "photos", (folder / "private.bmp").stat().st_size
+
+
+def test_the_gallery_shows_nothing_from_outside_its_folder(shown, tmp_path):
+    photos, size = save_colours(tmp_path)
+    (photos / "link.bmp").symlink_to(tmp_path / "private.bmp")
+    (photos / "up").symlink_to(tmp_path)
+    (photos / "within.bmp").symlink_to("own.bmp")
+    (photos / "circle.bmp").symlink_to("circle.bmp")
+    (tmp_path / "photos2").mkdir()
+    shutil.copy(tmp_path / "private.bmp", tmp_path / "photos2")
+    outside = ["../private.bmp", str(tmp_path / "private.bmp"), "link.bmp", "up/private.bmp", "../photos2/private.bmp"]
+    missing = ["circle.bmp", r"\x00.bmp", r"a\x00/../own.bmp", "own.bmp/x.bmp", "", "up"]
+    notes, colours = shown([*outside, *missing, "own.bmp", "within.bmp"], photos, size=size)
+    assert colours == ["blue", "blue"]
+    assert notes == (f"5 pictures not shown: {OUTSIDE}", f"6 pictures not shown: {MISSING}")
+    (tmp_path / "named").symlink_to(photos)
+    assert shown(["own.bmp", "link.bmp"], tmp_path / "named", size=size)[1] == ["blue"]
+
+
+def test_the_gallery_reads_archives_and_lists_as_they_were_embedded(shown, tmp_path):
+    photos, size = save_colours(tmp_path)
+    (photos / "all.txt").write_text("own.bmp\n../private.bmp\n")
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(photos / "own.bmp", "own.bmp")
+        tar.add(tmp_path / "private.bmp", "../private.bmp")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(photos / "own.bmp", "own.bmp")
+    keys = ["own.bmp", "../private.bmp"]
+    assert shown(keys, photos / "all.txt", size=size) == ((f"1 picture not shown: {OUTSIDE}",), ["blue"])
+    assert sorted(shown(keys, tmp_path / "all.tar", size=size)[1]) == ["blue", "red"]  # of the tar, not of the disk
+    (tmp_path / "private.bmp").unlink()
+    assert sorted(shown(keys, tmp_path / "all.tar", size=size)[1]) == ["blue", "red"]
+    both = [tmp_path / "all.zip", photos]
+    assert shown(["all.zip/own.bmp", "photos/own.bmp", "own.bmp"], both, size=size)[1] == ["blue", "blue"]
 
 
 def test_pictures_beyond_the_pages_room_are_left_out_and_counted(gallery, monkeypatch):

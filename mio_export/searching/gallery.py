@@ -1,16 +1,19 @@
 """``write_gallery``: a collection as one HTML page, its pictures inside."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mio_export.errors import MioError, UsageError
+from mio_export.errors import MioError
 from mio_export.files import write_text
 from mio_export.progress import Progress
 from mio_export.searching.answers import Answer
 from mio_export.searching.gallery_page import NEAR_SHOWN, Findings, gallery_page, rows_shown
+from mio_export.searching.originals import originals
 from mio_export.searching.structure import Structure, duplicate_groups, examine, outliers, spread_sample, walk
-from mio_export.searching.thumbnails import Wanted, path_of, picture_library
+from mio_export.searching.thumbnails import Wanted, picture_library
+from mio_export.sources.on_disk import file_on_disk
 from mio_export.store import Embeddings, load_with_rows
 
 _SAMPLE = 200
@@ -44,7 +47,7 @@ def write_gallery(
     out: str | Path,
     *,
     answers: Sequence[Answer] = (),
-    source: str | Path | None = None,
+    source: str | Path | Sequence[str | Path] | None = None,
     progress: Progress | None = None,
 ) -> GalleryResult:
     """Write a page that shows a collection: queries, near-duplicates, outliers and a grid to wander through.
@@ -56,23 +59,21 @@ def write_gallery(
         path: the HTML file to write.
         out: a store's folder.
         answers: queries to show, as ``answer`` gives them for this store.
-        source: the folder that was embedded, for the pictures; None: names take their place.
+        source: what was embedded, for the pictures: a folder, or any source that ``mio embed`` takes, or several. What
+            a key or a link names outside it is not shown. None: names take the place of pictures.
         progress: is told how far the work is.
 
     Raises:
-        UsageError: there is no store, or ``source`` is not a folder.
+        UsageError: there is no store, or ``source`` is no source.
         MioError: the store holds no embeddings.
     """
     path, (store, stored) = Path(path), load_with_rows(out)
-    if source is not None and not Path(source).is_dir():
-        raise UsageError(f"{source} is not a folder; --source names the folder that was embedded")
+    find = originals(source)
     if not store.keys:
         raise MioError(f"{out} holds no embeddings: all its files failed; why: mio inspect {out}")
     findings = _findings(store, [stored[key].sha256 for key in store.keys], answers)
-    wanted = {f"q{number}": Wanted(path=Path(a.query), size=None) for number, a in enumerate(answers) if not a.stored}
-    for row in rows_shown(findings):
-        key = store.keys[row]
-        wanted[str(row)] = Wanted(path=path_of(Path(source), key) if source else None, size=stored[key].size)
+    wanted = {f"q{number}": _query(a.query) for number, a in enumerate(answers) if not a.stored}
+    wanted |= {str(row): find(store.keys[row], stored[store.keys[row]].size) for row in rows_shown(findings)}
     library = picture_library(wanted, progress or Progress())
     write_text(path, gallery_page(findings, library, title=Path(out).absolute().name))
     return GalleryResult(
@@ -82,6 +83,10 @@ def write_gallery(
         num_shown=len(findings.sample),
         notes=tuple(library.notes()),
     )
+
+
+def _query(path: str) -> Wanted:
+    return Wanted(file=file_on_disk(os.fsencode(Path(path).absolute()), "/"), size=None)
 
 
 def _findings(store: Embeddings, hashes: Sequence[str | None], answers: Sequence[Answer]) -> Findings:

@@ -16,7 +16,7 @@ from PIL import Image
 from mio_export.preprocess import DecodeError, Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads
-from mio_export.sources import read_file
+from mio_export.sources import SourceFile
 
 SIDE = 96
 _DECODE = Preprocess(image_size=SIDE, interpolation="lanczos")
@@ -28,10 +28,11 @@ _ESCAPED = re.compile(rb"\\(\\|x[0-9a-f]{2})")
 class Wanted:
     """A picture to show."""
 
-    path: Path | None
-    """Its file; None if nobody said where it lies."""
+    file: SourceFile | None
+    """Where it lies; None if it is not there, and ``problem`` says why."""
     size: int | None
     """Bytes that the file had when it was embedded; None: any."""
+    problem: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +90,10 @@ def picture_library(wanted: Mapping[str, Wanted], progress: Progress) -> Library
 
 def _read(wanted: Wanted) -> tuple[bytes, str]:
     """Return a JPEG, or why there is none."""
-    if wanted.path is None:
-        return b"", "no source folder was given (--source)"
+    if wanted.file is None:
+        return b"", wanted.problem
     try:
-        data, _ = read_file(wanted.path)
+        data, _ = wanted.file.read()
         if wanted.size not in (None, len(data)):
             return b"", "file of another size than when it was embedded"
         buffer = io.BytesIO()

@@ -25,10 +25,11 @@ services:
     command: tritonserver --model-repository=/models --disable-auto-complete-config
     volumes:
       - ./models:/models:ro
+    # this machine alone: the server asks nobody who they are, and would let any client change its logging and tracing
     ports:
-      - "8000:8000" # HTTP
-      - "8001:8001" # gRPC
-      - "8002:8002" # metrics
+      - "${{TRITON_ADDRESS:-127.0.0.1}}:8000:8000" # HTTP
+      - "${{TRITON_ADDRESS:-127.0.0.1}}:8001:8001" # gRPC
+      - "${{TRITON_ADDRESS:-127.0.0.1}}:8002:8002" # metrics
     shm_size: 1gb # images pass between the server and its Python models through shared memory
     environment:
       NVIDIA_TF32_OVERRIDE: "0" # TF32 keeps 10 bits of mantissa; the artifact was proved without it
@@ -81,6 +82,10 @@ At most {max_batch} images a request: the largest batch that was proved. Smaller
     docker compose up --build --wait
     pip install 'tritonclient[http]'
     python smoke_test.py                # exit status 0: the server gives the encoder's own embeddings
+
+The ports are open to this machine alone. `TRITON_ADDRESS=0.0.0.0 docker compose up --wait` opens them to every network
+that it is on, or to one with the address that it has there; the server asks for no password and no key, so do that only
+behind a firewall or a proxy that does.
 
 Another release of the container: `TRITON_RELEASE=YY.MM docker compose up --build --wait`. A server that runs already
 needs `models/` only, and in the Python of its Python backend: {packages}.

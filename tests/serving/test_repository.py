@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -143,6 +144,13 @@ def test_on_a_gpu_nothing_is_rounded_to_tf32(doctored, tmp_path):
     compose = (deployed.path / "compose.yaml").read_text()
     assert 'NVIDIA_TF32_OVERRIDE: "0"' in compose
     assert "capabilities: [gpu]" in compose
+
+
+def test_the_ports_are_open_to_this_machine_alone_unless_an_address_is_named(repositories):
+    compose = (repositories["onnxruntime"].path / "compose.yaml").read_text()
+    ports = re.findall(r'- "(.*):(\d+):\2" # (\w+)', compose)
+    assert {address for address, _, _ in ports} == {"${TRITON_ADDRESS:-127.0.0.1}"}
+    assert [port for _, port, _ in ports] == ["8000", "8001", "8002"]
 
 
 def test_the_decoder_needs_numpy_and_pillow_only(repositories, photos):

@@ -55,6 +55,57 @@ def test_val_stands_in_for_test(tmp_path):
     assert (len(data.train), len(data.test), data.class_names) == (6, 6, ("a", "b"))
 
 
+PAIR = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(20)]
+HELD_OUT = "train/ has no test/ or val/ beside it: a fifth of its images is held out to test on"
+
+
+def test_train_without_a_test_part_has_its_class_folders_as_labels(tmp_path):
+    make(tmp_path, [f"train/{name}" for name in PAIR])
+    data = open_data(tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert data.train.labels.tolist() == [int("dog" in key) for key in data.train.keys]
+    assert len(data.train) + len(data.test) == 40
+    assert 2 <= len(data.test) <= 16
+    assert data.notes == (HELD_OUT,)
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "unlabeled", "Unlabelled"])
+def test_a_folder_of_unlabelled_images_is_no_class(tmp_path, name):
+    beside = ["flat.png", *(f"{name}/{i}.png" for i in range(8))]
+    make(tmp_path / "parts", [*(f"train/{image}" for image in PAIR), *beside])
+    data = open_data(tmp_path / "parts")
+    assert (data.class_names, len(data.train) + len(data.test)) == (("cat", "dog"), 40)
+    assert data.notes == (HELD_OUT, "9 images outside train/ were left out")
+    make(tmp_path / "classes", [*PAIR, *(f"{name}/{i}.png" for i in range(9))])
+    data = open_data(tmp_path / "classes")
+    assert (data.class_names, len(data.train) + len(data.test)) == (("cat", "dog"), 40)
+    assert data.notes == ("9 images in unlabelled folders were left out",)
+
+
+def test_where_nothing_has_a_label_unlabelled_images_are_taken(tmp_path):
+    make(tmp_path, [f"unlabelled/{i}.png" for i in range(40)])
+    data = open_data(tmp_path)
+    assert (data.class_names, len(data.train) + len(data.test)) == ((), 40)
+    assert data.notes == ("all images lie in one folder, unlabelled/, and one class is none: no label is used",)
+
+
+def test_train_may_be_a_class_among_others(tmp_path):
+    make(tmp_path, [f"{name}/{i}.png" for name in ("train", "bus", "car") for i in range(20)])
+    assert open_data(tmp_path).class_names == ("bus", "car", "train")
+
+
+def test_a_validation_part_alone_has_its_class_folders_as_labels(tmp_path):
+    make(tmp_path, [f"validation/{name}" for name in PAIR])
+    assert open_data(tmp_path).class_names == ("cat", "dog")
+
+
+def test_images_without_a_class_folder_among_others_are_counted(tmp_path):
+    make(tmp_path, [*PAIR, "flat.png"])
+    data = open_data(tmp_path)
+    assert data.class_names == ()
+    assert data.notes == ("1 of 41 images lie in no class folder; no label is used",)
+
+
 def test_a_pipe_does_not_hang_the_look_at_the_images(tmp_path):
     make(tmp_path, ["train/a.png", "test/b.png"])
     os.mkfifo(tmp_path / "train" / "pipe.png")

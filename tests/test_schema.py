@@ -1,0 +1,46 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mio_export.bundle import MANIFEST
+from mio_export.errors import GateError
+from mio_export.report import describe
+from mio_export.schema import parse_json
+from mio_export.store import StoreInfo
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"schema_version": 1e999}',
+        b"null",
+        b"",
+        b"\xff",
+        b'{"schema_version": {}}',
+    ],
+)
+def test_json_of_any_kind_is_refused_in_a_line(text):
+    with pytest.raises(GateError, match=r"store.json is damaged: not the JSON that it should be$"):
+        parse_json(text, StoreInfo, where=Path("store.json"), newest=1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"metrics": {"other": 1}}, {"artifacts": "gone"}], ids=["other scores", "a file that is gone"]
+)
+def test_a_bundle_that_does_not_fit_its_manifest_is_called_damaged(bundle, tmp_path, change):
+    path = shutil.copytree(bundle.path, tmp_path / "copy.mio")
+    values = json.loads((path / MANIFEST).read_bytes())
+    if "metrics" in change:
+        values |= change
+    else:
+        (path / values["artifacts"][0]["file"]).unlink()
+    rest = {name: value for name, value in values.items() if name != "digest"}
+    values["digest"] = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    (path / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(GateError, match=r"copy.mio is damaged: its manifest does not fit what it describes \("):
+        describe(path)
