@@ -158,6 +158,10 @@ def test_no_more_is_read_of_a_file_than_the_limit(tmp_path):
         file.read(99)
     with Path("/dev/zero").open("rb") as endless, pytest.raises(OSError, match=r"more than the limit of 1,000 "):
         read_limited(endless, 10, 1000)
+    status = "/proc/self/status"  # longer than its length, as a file is that grows
+    assert read_file(status, 1_000_000)[0].startswith(b"Name:")
+    with pytest.raises(OSError, match="more than the limit of 10 "):
+        read_file(status, 10)
     assert read_limited(io.BytesIO(b"longer than it was"), 3, 1000) == b"longer than it was"
     assert read_limited(io.BytesIO(b"short"), 100, 1000) == b"short"
 

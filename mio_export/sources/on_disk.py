@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mio_export.sources.keys import key_of
-from mio_export.sources.limited import read_limited
+from mio_export.sources.limited import read_up_to
 from mio_export.sources.listing import SourceFile, check_size
 
 
@@ -46,8 +46,14 @@ def read_file(path: str | Path, max_bytes: int | None = None) -> tuple[bytes, os
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"not a regular file ({_kind(status.st_mode)})")
+        if max_bytes is None:
+            return file.read(), status
         check_size(status.st_size, max_bytes)
-        return (file.read() if max_bytes is None else read_limited(file, status.st_size, max_bytes)), status
+        data = file.read(status.st_size + 1)
+        if len(data) > status.st_size:  # it grows
+            data += read_up_to(file, max_bytes + 1 - min(len(data), max_bytes))
+            check_size(len(data), max_bytes)
+        return data, status
 
 
 def file_on_disk(relative: bytes, folder: str) -> SourceFile:

@@ -3,7 +3,6 @@
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mio_export.formats import image_suffixes
@@ -56,9 +55,13 @@ class _InZip:
         return data, self.mtime_ns
 
     def _inflated(self, begin: int) -> bytes:
-        """Return what a deflated member says, and no more than one byte beyond what it should."""
+        """Return what a deflated member says, and no more than one byte beyond what it should.
+
+        The packed bytes are read a few MB at a time: they may be many, whatever comes out of them.
+        """
         inflate, pieces, missing = zlib.decompressobj(-zlib.MAX_WBITS), [], self.size + 1
-        for packed in self._pieces(begin):
+        for offset in range(0, self.packed_size, _PIECE_BYTES):
+            packed = read_whole(self.blob, begin + offset, min(_PIECE_BYTES, self.packed_size - offset))
             try:
                 pieces.append(inflate.decompress(packed, missing))
             except zlib.error as error:
@@ -67,11 +70,6 @@ class _InZip:
             if missing == 0 or inflate.eof:
                 break
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _pieces(self, begin: int) -> Iterator[bytes]:
-        """Yield the packed bytes, a few MB at a time: they may be many, whatever comes out of them."""
-        for offset in range(0, self.packed_size, _PIECE_BYTES):
-            yield read_whole(self.blob, begin + offset, min(_PIECE_BYTES, self.packed_size - offset))
 
 
 def list_zip(blob: Blob) -> Listing:
