@@ -152,13 +152,13 @@ def measured(trees: dict[str, Path], folder: Path, options: argparse.Namespace) 
         run = json.loads(child(TIMED, trees[name], folder / name / "encoder.mio", images, out, 1, json.dumps(chosen)))
         assert run["embedded"] == options.images, run
         assert Path(run["origin"]).is_relative_to(trees[name]), run
-        return run  # type: ignore[no-any-return]
+        return run
 
     def resuming(name: str) -> dict[str, float]:
         bundle, store = folder / name / "encoder.mio", folder / name / "store"
         run = json.loads(child(TIMED, trees[name], bundle, empty, store, 2, "{}"))
         assert run["embedded"] == 0, run
-        return run  # type: ignore[no-any-return]
+        return run
 
     return {
         f"embed {options.images:,} images of {SIDE} px": compared(trees, embedding, options.rounds),
@@ -186,7 +186,7 @@ def main() -> None:
             ["git", "rev-parse", options.old], cwd=ROOT, check=True, capture_output=True, text=True
         ).stdout.strip()
     save("robustness", {"old": commit, **results})
-    slow = {name: result for name, result in results.items() if result["wall"]["ratio"] > ALLOWED}  # type: ignore[index]
+    slow = {name: result for name, result in results.items() if result["wall"]["ratio"] > ALLOWED}
     assert not slow, slow
 
 
