@@ -5,7 +5,7 @@ import sys
 import traceback
 import warnings
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -102,9 +102,10 @@ def _failed(error: BaseException, *, debug: bool) -> int:
 def _report(error: BaseException) -> int:
     """Print an error in a line or two; return the exit status."""
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # a wrong command line; Typer knows how to say so
-        error.message = "\n".join(map(printable, str(getattr(error, "message", "")).split("\n")))
-        error.show()
-        return int(error.exit_code)
+        wrong: Any = error
+        wrong.message = "\n".join(map(printable, str(getattr(error, "message", "")).split("\n")))
+        wrong.show()
+        return int(wrong.exit_code)
     if isinstance(error, Interrupted):
         return _say(
             "interrupted; what was finished is kept, run it again to go on (train: with --resume)", error.exit_code
