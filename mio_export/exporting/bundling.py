@@ -26,7 +26,7 @@ from mio_export.exporting.writer import Writer
 from mio_export.files import sha256_file, staged_folder
 from mio_export.models import Encoder, load_encoder, load_projector_encoder
 from mio_export.models.checkpoint import EVALUATION, load_description, save_weights
-from mio_export.parity.budget import check_requirements
+from mio_export.evidence.budget import check_requirements
 from mio_export.parity.golden import GOLDEN, save_golden
 from mio_export.parity.images import parity_images
 from mio_export.parity.prove import devices_for, prove, write_report
