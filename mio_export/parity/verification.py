@@ -8,6 +8,7 @@ from pathlib import Path
 from mio_export.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
+    SIGNATURE,
     Artifact,
     Bundle,
     Manifest,
@@ -43,8 +44,8 @@ class Verification:
     """Artifacts that were not proved again because their runtime was not named, one line each."""
     unwritten: str | None = None
     """Why new verdicts could not be written down; None if they were, or if there are none."""
-    rewritten: bool = False
-    """Whether the manifest has changed, so that a signature of the bundle no longer fits."""
+    signature_outdated: bool = False
+    """Whether the bundle is signed and its manifest has changed, so that the signature no longer fits."""
 
     @property
     def passed(self) -> bool:
@@ -101,7 +102,7 @@ def verify(
         reports=tuple(reports),
         left_out=tuple(_named(artifact) for artifact in bundle.manifest.artifacts if artifact not in asked),
         unwritten=unwritten,
-        rewritten=proved.manifest != bundle.manifest,
+        signature_outdated=proved.manifest != bundle.manifest and (bundle.path / SIGNATURE).exists(),
     )
 
 
