@@ -305,7 +305,7 @@ def unnamed_files(folder: Path, manifest: Manifest) -> list[str]:
 def broken_files(bundle: Bundle) -> list[str]:
     """Check every hash of a bundle; return one line for each file that is missing, changed or not named by it."""
     manifest = bundle.manifest
-    problems = []
+    problems = [] if manifest.artifacts else [f"{MANIFEST}: lists no artifact; export it again"]
     for name, sha256 in named_files(manifest).items():
         file = bundle.path / name
         if not file.resolve().is_relative_to(bundle.path.resolve()):
@@ -323,8 +323,6 @@ def broken_files(bundle: Bundle) -> list[str]:
     )
     if space != manifest.space:
         problems.append(f"{MANIFEST}: the space fingerprint does not fit the encoder and preprocessing beside it")
-    if not manifest.artifacts:
-        problems.append(f"{MANIFEST}: lists no artifact; export it again")
     return problems
 
 
