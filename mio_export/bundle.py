@@ -277,13 +277,13 @@ def runtime_of(format: Format) -> str:
     return "onnxruntime" if format == "onnx" else format
 
 
-def named_files(manifest: Manifest) -> dict[str, str]:
-    """Return every file that a manifest names, and its sha256."""
-    named = {WEIGHTS: manifest.weights_sha256, **manifest.files}
+def named_files(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return every file that a manifest names, and its sha256, as often as it names it."""
+    named = [(WEIGHTS, manifest.weights_sha256), *manifest.files.items()]
     for artifact in manifest.artifacts:
-        named |= {artifact.file: artifact.sha256, **artifact.companions}
-        named |= {evidence.report: evidence.report_sha256 for evidence in artifact.parity.evidence}
-    return named
+        named += [(artifact.file, artifact.sha256), *artifact.companions.items()]
+        named += [(evidence.report, evidence.report_sha256) for evidence in artifact.parity.evidence]
+    return list(dict.fromkeys(named))
 
 
 def unnamed_files(folder: Path, manifest: Manifest) -> list[str]:
@@ -291,7 +291,7 @@ def unnamed_files(folder: Path, manifest: Manifest) -> list[str]:
 
     Ours are its page, its signature, its lock, reports that a later verdict replaced, and what a killed process left.
     """
-    named = {MANIFEST, PAGE, SIGNATURE, LOCK, *named_files(manifest)}
+    named = {MANIFEST, PAGE, SIGNATURE, LOCK, *dict(named_files(manifest))}
     return sorted(
         name
         for path in folder.rglob("*")
@@ -306,7 +306,7 @@ def broken_files(bundle: Bundle) -> list[str]:
     """Check every hash of a bundle; return one line for each file that is missing, changed or not named by it."""
     manifest = bundle.manifest
     problems = [] if manifest.artifacts else [f"{MANIFEST}: lists no artifact; export it again"]
-    for name, sha256 in named_files(manifest).items():
+    for name, sha256 in named_files(manifest):
         file = bundle.path / name
         if not file.resolve().is_relative_to(bundle.path.resolve()):
             problems.append(f"{name}: lies outside the bundle")

@@ -50,7 +50,7 @@ def artifact_problems(bundle: Bundle, artifact: Artifact) -> list[str]:
         devices += report.devices
         found = [*_verdict_problems(report, artifact), *report_problems(report, artifact, bundle.manifest)]
         problems += [f"{name}: {evidence.report} {problem}" for problem in found]
-    if not problems and set(devices) != set(artifact.parity.devices):
+    if not problems and not set(artifact.parity.devices) <= set(devices):
         claimed = ", ".join(artifact.parity.devices) or "no device"
         problems.append(
             f"{name}: the manifest says that it ran on {claimed}; its reports are of {', '.join(devices) or 'none'}"
@@ -94,7 +94,9 @@ def _read(folder: Path, name: str, sha256: str) -> ParityReport:
 
 
 def _verdict_problems(report: ParityReport, artifact: Artifact) -> Iterator[str]:
-    if report.verdict != artifact.parity.verdict:
+    """A manifest may claim less than a report proves, never more."""
+    claimed = artifact.parity.verdict
+    if report.verdict != claimed and not (claimed == "unproven" and report.verdict == "proved"):
         why = f" ({report.problems[0]})" if report.problems else ""
         yield f"says {report.verdict}{why}, the manifest says {artifact.parity.verdict}"
 

@@ -1,5 +1,6 @@
 """Golden images: one file of each kind that a decoder can get wrong, made from a real photograph."""
 
+import functools
 import hashlib
 import io
 from collections.abc import Callable, Mapping
@@ -20,6 +21,11 @@ _MAX_DIFFERENCE = 1
 
 def golden_files() -> dict[str, bytes]:
     """Return the files by name: lossless, so that their pixels do not depend on a codec's version."""
+    return dict(_golden_files())
+
+
+@functools.cache
+def _golden_files() -> Mapping[str, bytes]:
     photo = Image.fromarray(_sample_photo("china.jpg")[60:380, 120:540])
     wide = Image.fromarray(_sample_photo("flower.jpg")[200:216])
     makers: dict[str, Callable[[], bytes]] = {
