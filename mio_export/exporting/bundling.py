@@ -23,6 +23,7 @@ from mio_export.bundle import (
     save_manifest,
     space_fingerprint,
 )
+from mio_export.bundle_lock import bundle_lock
 from mio_export.errors import GateError, MioError, UsageError
 from mio_export.exporting.graphs import Graphs
 from mio_export.exporting.page import Proved, write_page
