@@ -19,7 +19,9 @@ def run(
     runtimes: Annotated[
         list[str] | None,
         typer.Option(
-            "--runtime", metavar="NAME", help="Measure this runtime only; repeatable.  [default: all but pt2, torchscript]"
+            "--runtime",
+            metavar="NAME",
+            help="Measure this runtime only; repeatable.  [default: all but pt2, torchscript]",
         ),
     ] = None,
     as_json: Json = False,

@@ -16,7 +16,8 @@ def run(
         ),
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option(metavar="PEM", help="Signing certificate of this key, for those who trust an authority.")
+        Path | None,
+        typer.Option(metavar="PEM", help="Signing certificate of this key, for those who trust an authority."),
     ] = None,
     chain: Annotated[
         list[Path] | None,

@@ -25,17 +25,18 @@ def run(
         typer.Option(
             "--runtime",
             metavar="NAME",
-            help="With images: prove the artifacts of this runtime only; repeatable.  [default: all but pt2, torchscript]",
+            help="With images: prove those of this runtime only; repeatable.  [default: all but pt2, torchscript]",
         ),
     ] = None,
     everything: Annotated[
         bool,
-        typer.Option("--all", help="With images: prove pt2 and torchscript too, which are programs: for bundles you trust."),
+        typer.Option("--all", help="With images: prove pt2 and torchscript too; for bundles you trust."),
     ] = False,
     signer: Annotated[
         str | None,
         typer.Option(
-            metavar="PEM", help="Refuse it unless signed by this public key, certificate authority or --issuer's identity."
+            metavar="PEM",
+            help="Refuse it unless signed by this public key, certificate authority or --issuer's identity.",
         ),
     ] = None,
     issuer: Annotated[

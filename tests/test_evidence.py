@@ -1,4 +1,4 @@
-"""What a bundle says of itself is held together: every case is hashed again, so that no hash and no digest is broken."""
+"""Bundles whose parts do not belong together: each is hashed again, so that no hash and no digest is broken."""
 
 import hashlib
 import json
@@ -175,7 +175,10 @@ TAMPERED = {
     "no rows": (in_comparison(num_rows=0), "batch 1 on cpu: nothing was compared"),
     "a number beyond the budget": (in_comparison(min_cosine=0.9), "batch 1 on cpu: row .*: cosine 0.9000000 is below"),
     "an error that is left out": (in_comparison(max_relative_error=None), "relative error inf is above"),
-    "an impossible number": (in_comparison(rms_relative_error=-1.0), "batch 1 on cpu: holds numbers that no comparison"),
+    "an impossible number": (
+        in_comparison(rms_relative_error=-1.0),
+        "batch 1 on cpu: holds numbers that no comparison",
+    ),
     "a wider budget": (
         in_report(lambda r: r["budget"].update(min_cosine=0.5)),
         "another budget than its precision has: min_cosine 0.5, not 0.999999",
@@ -184,9 +187,18 @@ TAMPERED = {
         in_report(lambda r: r["budget"].update(max_row_error=0.5)),
         "another budget than its precision has: max_row_error 0.5",
     ),
-    "a golden image left out": (in_report(lambda r: r["golden"].pop("CMYK")), "is of the golden images .*, not of all 10"),
-    "a golden image beyond": (in_report(lambda r: r["golden"].update(CMYK=0.1)), "golden image CMYK: relative error 1.0e-01"),
-    "a shape accepted": (in_report(lambda r: r["shapes"].update({"height 40": "accepted"})), "images of height 40 are rej"),
+    "a golden image left out": (
+        in_report(lambda r: r["golden"].pop("CMYK")),
+        "is of the golden images .*, not of all 10",
+    ),
+    "a golden image beyond": (
+        in_report(lambda r: r["golden"].update(CMYK=0.1)),
+        "golden image CMYK: relative error 1.0e-01",
+    ),
+    "a shape accepted": (
+        in_report(lambda r: r["shapes"].update({"height 40": "accepted"})),
+        "images of height 40 are rej",
+    ),
     "other golden images": (
         in_report(lambda r: r["evidence"].update(golden_sha256="0" * 64)),
         "onnx-fp32.json: is of other golden images",
@@ -197,7 +209,10 @@ TAMPERED = {
         "the manifest says that it ran on cpu, cuda; its reports are of cpu",
     ),
     "an invented device": (in_report(lambda r: r.update(devices=["cpu", "abacus"])), "names the devices cpu, abacus"),
-    "a larger batch": (in_manifest(lambda m: m.update(max_batch=4096)), "max_batch 4096 of the manifest needs 1, 2, 17, 4096"),
+    "a larger batch": (
+        in_manifest(lambda m: m.update(max_batch=4096)),
+        "max_batch 4096 of the manifest needs 1, 2, 17, 4096",
+    ),
     "a requirement dropped": (in_report(lambda r: r["requirements"].update(top1=1.0)), "requirements"),
     "a requirement added": (in_manifest(lambda m: m["requirements"].update({"recall@10": 1.0})), "requirements"),
     "another runtime option": (in_row(options={"graph_optimization_level": "basic"}), "options"),
@@ -270,7 +285,7 @@ def test_a_report_is_read_as_it_was_written(bundle):
 
 def test_an_artifact_whose_evidence_does_not_fit_is_not_opened(copy):
     in_report(lambda report: report.update(verdict="refused", problems=["relative error 1"]))(copy)
-    with pytest.raises(GateError, match="says refused .*, the manifest says proved"):
+    with pytest.raises(GateError, match=r"says refused .*, the manifest says proved"):
         open_runtime(copy, "onnxruntime")
     with open_runtime(copy, "torchscript") as runtime:  # its own evidence fits
         assert runtime.embedding_dim == 256

@@ -138,7 +138,10 @@ PAYLOADS = {
         "is pickled, which could run code",
     ),
     "weights of an older format": (member("data/weights/model.pt"), "data/weights/model.pt: no .pt2 of mio-export"),
-    "constants of an older format": (member("data/constants/model.pt"), "data/constants/model.pt: no .pt2 of mio-export"),
+    "constants of an older format": (
+        member("data/constants/model.pt"),
+        "data/constants/model.pt: no .pt2 of mio-export",
+    ),
     "another program": (member("models/other.json", lambda mark: b"{}"), "models/other.json: no .pt2 of mio-export"),
     "a compiled library": (
         member("data/aotinductor/model/a.so", lambda mark: b"\x7fELF"),
@@ -180,7 +183,7 @@ def test_archives_of_another_shape_are_refused(pt2, tmp_path):
     with pytest.raises(GateError, match="each once"):
         open_file("pt2", path, **SHAPE)
     path.write_bytes(pt2.read_bytes()[:-100])
-    with pytest.raises(GateError, match="is no .pt2 that loads"):
+    with pytest.raises(GateError, match=r"is no \.pt2 that loads"):
         open_file("pt2", path, **SHAPE)
 
 
@@ -212,7 +215,7 @@ def test_programs_are_opened_only_when_they_are_named(bundle, photos):
     assert found.passed
     assert [report.format for report in found.reports] == ["onnx"]
     assert found.left_out == ("encoder.torchscript (torchscript fp32)",)
-    with pytest.raises(UsageError, match="runtime must be .*; got tflite"):
+    with pytest.raises(UsageError, match=r"runtime must be .*; got tflite"):
         verify(bundle.path, images=photos, runtimes=["tflite"])
     with pytest.raises(UsageError, match="has no artifact to prove for pt2; name one of: onnxruntime, torchscript"):
         verify(bundle.path, images=photos, runtimes=["pt2"])

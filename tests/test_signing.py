@@ -21,13 +21,9 @@ def key_pair(folder, name, password=None):
     key = ec.generate_private_key(ec.SECP256R1())
     private, public = folder / f"{name}.key", folder / f"{name}.pub"
     encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-    )
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
     public.write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     return private, public
 
@@ -88,9 +84,7 @@ def test_a_certificate_of_an_authority_that_is_trusted_signs_too(copy, tmp_path)
     )
     private, pem = tmp_path / "key.pem", tmp_path / "certificate.pem"
     private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     sign(copy, private_key=private, certificate=pem, chain=[pem])
@@ -136,7 +130,7 @@ def test_what_is_wrong_with_a_key_is_said(copy, keys, tmp_path, mio, monkeypatch
         sign(copy, private_key=tmp_path / "nowhere")
     with pytest.raises(UsageError, match="is no public key"):
         check_signature(copy, signer=str(private))
-    with pytest.raises(UsageError, match="or an identity together with --issuer URL; got 'me@example.org'"):
+    with pytest.raises(UsageError, match=r"or an identity together with --issuer URL; got 'me@example\.org'"):
         check_signature(copy, signer="me@example.org")
     (copy / "encoder.onnx").write_bytes(b"x")
     with pytest.raises(GateError, match="is refused, and not signed"):

@@ -71,9 +71,7 @@ def test_a_verdict_is_added_to_what_the_manifest_says_by_then(unproven, photos):
 
 
 def on(device, report):
-    return replace(
-        report, devices=(device,), comparisons=tuple(replace(c, device=device) for c in report.comparisons)
-    )
+    return replace(report, devices=(device,), comparisons=tuple(replace(c, device=device) for c in report.comparisons))
 
 
 def test_a_proof_on_another_device_lies_beside_that_on_the_first(copy, mio):
@@ -96,7 +94,9 @@ def test_a_proof_of_an_artifact_that_was_replaced_meanwhile_is_not_written(copy,
     before = load_bundle(copy)
     row = before.artifact("onnx", "fp32")
     report = on("cuda", load_report(copy / row.parity.report))
-    manifest = replace(before.manifest, artifacts=tuple(replace(a, notes=("other",)) for a in before.manifest.artifacts))
+    manifest = replace(
+        before.manifest, artifacts=tuple(replace(a, notes=("other",)) for a in before.manifest.artifacts)
+    )
     save_manifest(copy, manifest)
     after, _ = _written_down(before, [(row, report)])
     assert after.artifact("onnx", "fp32").parity.devices == ("cpu",)
@@ -129,7 +129,9 @@ def with_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 def test_what_was_proved_on_a_cpu_only_does_not_run_elsewhere(bundle, with_a_gpu, mio, photos, tmp_path, device):
-    reason = f"was proved on cpu, not on {device}; prove it there: mio verify {bundle.path} --images DIR --device {device}"
+    reason = (
+        f"was proved on cpu, not on {device}; prove it there: mio verify {bundle.path} --images DIR --device {device}"
+    )
     for precision in ("auto", "fp32"):
         with pytest.raises(GateError, match=reason):
             choose(bundle, "onnxruntime", precision=precision, device=device)
@@ -145,7 +147,7 @@ def test_what_was_proved_on_a_cpu_only_does_not_run_elsewhere(bundle, with_a_gpu
 
 
 def test_an_artifact_that_nobody_proved_does_not_run(unproven):
-    with pytest.raises(GateError, match="is unproven; prove it there: mio verify NAME.mio --images DIR --device cpu"):
+    with pytest.raises(GateError, match=r"is unproven; prove it there: mio verify NAME\.mio --images DIR --device cpu"):
         choice_of(load_bundle(unproven).artifact("onnx", "fp32"))
 
 
@@ -192,7 +194,9 @@ def test_a_killed_proof_leaves_a_bundle_that_verifies(bundle, photos, tmp_path):
 def test_two_processes_that_prove_one_bundle_end_with_both_verdicts(unproven, photos):
     mio = [Path(sys.executable).parent / "mio", "verify", unproven, "--images", photos, "--limit", "4", "--runtime"]
     for _ in range(5):
-        processes = [subprocess.Popen([*mio, name], stdout=subprocess.DEVNULL) for name in ("onnxruntime", "torchscript")]
+        processes = [
+            subprocess.Popen([*mio, name], stdout=subprocess.DEVNULL) for name in ("onnxruntime", "torchscript")
+        ]
         assert [process.wait() for process in processes] == [0, 0]
         assert set(verdicts(unproven).values()) == {"proved"}
         assert verify(unproven).passed

@@ -124,7 +124,7 @@ class ParityReport:
 
 
 def load_report(path: Path) -> ParityReport:
-    """Read a report strictly: a key that is unknown or missing, and a verdict that its contents do not bear, are errors.
+    """Read a report strictly: a key too many or too few is an error, and a verdict that its contents do not bear.
 
     Reports of before there was a ``schema_version`` are version 1.
 

@@ -25,6 +25,7 @@ from mio_export.bundle import (
 )
 from mio_export.bundle_lock import bundle_lock
 from mio_export.errors import GateError, MioError, UsageError
+from mio_export.evidence.budget import check_requirements
 from mio_export.exporting.graphs import Graphs
 from mio_export.exporting.page import Proved, write_page
 from mio_export.exporting.request import Order, orders
@@ -32,7 +33,6 @@ from mio_export.exporting.writer import Writer
 from mio_export.files import sha256_file, staged_folder
 from mio_export.models import Encoder, load_encoder, load_projector_encoder
 from mio_export.models.checkpoint import EVALUATION, load_description, save_weights
-from mio_export.evidence.budget import check_requirements
 from mio_export.parity.golden import GOLDEN, save_golden
 from mio_export.parity.images import parity_images
 from mio_export.parity.prove import devices_for, prove, write_report
@@ -134,7 +134,9 @@ def export(
             _keep_rejected(folder, out.with_name(f"{out.name}.rejected"), refusals)
             raise GateError(_refusal_message(refusals, out.with_name(f"{out.name}.rejected")))
         save_manifest(folder, manifest)
-        if os.access(out / REPORTS, os.W_OK):  # a verify that runs now writes its verdicts before the bundle is replaced, or not at all
+        if os.access(
+            out / REPORTS, os.W_OK
+        ):  # a verify that runs now writes its verdicts before the bundle is replaced, or not at all
             held.enter_context(bundle_lock(out))
     shutil.rmtree(out.with_name(f"{out.name}.rejected"), ignore_errors=True)
     return ExportResult(bundle=Bundle(path=out, manifest=manifest), reports=reports)

@@ -94,7 +94,9 @@ def _sample_photo(name: str) -> Pixels:
     """Read a photo that scikit-learn ships, without importing it, which takes more than a second."""
     found = find_spec("sklearn")
     if found is None or not found.submodule_search_locations:
-        raise MissingBackendError("scikit-learn is not installed, which ships the golden images: pip install scikit-learn")
+        raise MissingBackendError(
+            "scikit-learn is not installed, which ships the golden images: pip install scikit-learn"
+        )
     with Image.open(Path(found.submodule_search_locations[0]) / "datasets" / "images" / name) as photo:
         return np.asarray(photo)
 

@@ -93,8 +93,8 @@ def _graphs(bundle: Bundle) -> Iterator[str]:
             continue
         external = read_onnx(bundle.path / artifact.file).external
         if external != set(artifact.companions):
-            names = ", ".join(sorted(external)) or "none"
-            yield f"{artifact.file}: reads {names} beside it, the manifest says {', '.join(artifact.companions) or 'none'}"
+            found, named = (", ".join(sorted(names)) or "none" for names in (external, artifact.companions))
+            yield f"{artifact.file}: reads {found} beside it, the manifest says {named}"
 
 
 __all__ = ["evidence_problems"]

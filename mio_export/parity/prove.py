@@ -14,9 +14,9 @@ import numpy as np
 
 from mio_export.bundle import Artifact, Format, Manifest, Proof
 from mio_export.errors import GateError, MissingBackendError
-from mio_export.files import sha256_file, write_text
 from mio_export.evidence.budget import Budget
 from mio_export.evidence.report import Evidence, batch_sizes
+from mio_export.files import sha256_file, write_text
 from mio_export.parity.reference import Reference
 from mio_export.parity.report import Comparison, Matrix, ParityReport, compare, relative_errors
 from mio_export.preprocess import Pixels

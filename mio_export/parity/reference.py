@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from mio_export.bundle import Precision
-from mio_export.models import Encoder
 from mio_export.evidence.budget import Budget, budget_for
+from mio_export.models import Encoder
 from mio_export.parity.golden import golden_pixels, golden_sha256
 from mio_export.parity.images import ParityImages
 from mio_export.parity.report import Matrix, relative_errors, unfit

@@ -2,9 +2,9 @@
 
 PyTorch's own reader would unpickle sample inputs, constants and weights, evaluate symbolic sizes, guards and node names
 as Python, import what pytree specifications name, and call any function below ``torch``
-(``torch/export/pt2_archive/_package.py``, ``torch/_export/serde/serialize.py``, ``torch/utils/_pytree.py`` of 2.15). So
-the archive is read and checked first, member by member and string by string, and PyTorch is given a new one made of what
-was checked.
+(``torch/export/pt2_archive/_package.py``, ``torch/_export/serde/serialize.py``, ``torch/utils/_pytree.py`` of 2.15).
+So the archive is read and checked first, member by member and string by string, and PyTorch is given a new one that is
+made of what was checked.
 """
 
 import io
@@ -30,19 +30,21 @@ _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _DOTTED = re.compile(r"[A-Za-z0-9_.]*", re.ASCII)
 _VERSION = re.compile(r"[\w.+<= ]*", re.ASCII)
 _TARGET = re.compile(r"torch\.ops\.aten\.([a-z_]\w*)\.(\w+)|_operator\.(\w+)|torch\.(sym_\w+)|math\.(\w+)", re.ASCII)
-_ARITHMETIC = frozenset("add sub mul floordiv truediv mod neg pow eq ne lt le gt ge and_ or_ not_ getitem".split())
+_ARITHMETIC = "add sub mul floordiv truediv mod neg pow eq ne lt le gt ge and_ or_ not_ getitem"
 _ROUNDING = frozenset({"trunc", "floor", "ceil"})
 _FILE_OPERATORS = frozenset({"from_file", "save", "load", "open", "warn"})
 _SYMBOL = re.compile(r"[a-z]+\d+", re.ASCII)
-_DECLARED = re.compile(r"Symbol\('([a-z]+\d+)'(, [a-z_]+=(True|False))*\)|Float\('([0-9.e+-]+)', precision=\d+\)", re.ASCII)
-_EXPRESSION = re.compile(r"[\w\s+\-*/(),<>=!&|~.]{1,1000}", re.ASCII)
-_FUNCTIONS = frozenset(
-    "Add Mul Pow Integer Rational FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural"
-    " FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity Max Min Abs"
-    " Eq Ne Lt Le Gt Ge And Or Not true false True False oo floor ceiling".split()
+_DECLARED = re.compile(
+    r"Symbol\('([a-z]+\d+)'(, [a-z_]+=(True|False))*\)|Float\('([0-9.e+-]+)', precision=\d+\)", re.ASCII
 )
+_EXPRESSION = re.compile(r"[\w\s+\-*/(),<>=!&|~.]{1,1000}", re.ASCII)
+_FUNCTIONS = """
+    Add Mul Pow Integer Rational FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift
+    RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity
+    Max Min Abs Eq Ne Lt Le Gt Ge And Or Not true false True False oo floor ceiling
+"""
 _OPTIONS = re.compile(r"[a-z_]{0,24}", re.ASCII)
-"""Values of options such as ``floor``, ``tanh``, ``bilinear``; no path has this form but a name in the working folder."""
+"""Values of options such as ``floor``, ``tanh``, ``bilinear``; no path but a bare name has this form."""
 _EINSUM = re.compile(r"[A-Za-z ,.]*(->[A-Za-z ,.]*)?", re.ASCII)
 _FORBIDDEN = frozenset({"as_graph", "as_custom_obj", "as_operator", "as_string_to_argument", "custom_obj", "token"})
 
@@ -189,7 +191,7 @@ def _check_target(text: str) -> None:
     operator, _, arithmetic, _, rounding = found.groups() if found else (None,) * 5
     allowed = found and operator not in _FILE_OPERATORS
     if arithmetic is not None:
-        allowed = arithmetic in _ARITHMETIC
+        allowed = arithmetic in _ARITHMETIC.split()
     if rounding is not None:
         allowed = rounding in _ROUNDING
     if not allowed:
@@ -200,7 +202,9 @@ def _check_expression(text: str) -> None:
     """Sizes are evaluated by SymPy as Python: only arithmetic on symbols and SymPy's functions of numbers."""
     whole, text = text, _DECLARED.sub(lambda match: match[1] or match[4], text)
     words = re.findall(r"[A-Za-z_]\w*", text)
-    if not _EXPRESSION.fullmatch(text) or not all(word in _FUNCTIONS or _SYMBOL.fullmatch(word) for word in words):
+    if not _EXPRESSION.fullmatch(text) or not all(
+        word in _FUNCTIONS.split() or _SYMBOL.fullmatch(word) for word in words
+    ):
         raise ValueError(f"has the size {whole[:80]!r}; only arithmetic on symbols is evaluated")
     if re.search(r"[A-Za-z_)]\s*\.|\.\s*[A-Za-z_(]|\*\*.*\*\*", text):
         raise ValueError(f"has the size {whole[:80]!r}; only arithmetic on symbols is evaluated")

@@ -144,9 +144,7 @@ def _is_meant(runtime: str, backend: str) -> bool:
 def _nothing_proved(bundle: Bundle, runtime: str, precision: str) -> str:
     held = [f"{a.format} {a.precision} ({a.parity.verdict})" for a in bundle.manifest.artifacts]
     wanted = " ".join(name for name in (runtime, precision) if name != "auto")
-    message = (
-        f"{bundle.path} holds no proved {wanted} artifact; it holds: {', '.join(dict.fromkeys(held)) or 'none'}"
-    )
+    message = f"{bundle.path} holds no proved {wanted} artifact; it holds: {', '.join(dict.fromkeys(held)) or 'none'}"
     named = {backend_of(a.format) for a in bundle.manifest.artifacts if a.parity.verdict == "proved"} & NAMED_ONLY
     if runtime == "auto" and named:
         message += f"\nauto opens no {' or '.join(sorted(named))}; name it: --runtime {min(named)}"
