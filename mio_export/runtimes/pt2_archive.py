@@ -39,9 +39,9 @@ _DECLARED = re.compile(
 )
 _EXPRESSION = re.compile(r"[\w\s+\-*/(),<>=!&|~.]{1,1000}", re.ASCII)
 _FUNCTIONS = """
-    Add Mul Pow Integer Rational FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift
-    RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity
-    Max Min Abs Eq Ne Lt Le Gt Ge And Or Not true false True False oo floor ceiling
+    Add Mul Pow Integer Rational FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv
+    LShift RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat
+    Identity Max Min Abs Eq Ne Lt Le Gt Ge And Or Not true false True False oo floor ceiling
 """
 _OPTIONS = re.compile(r"[a-z_]{0,24}", re.ASCII)
 """Values of options such as ``floor``, ``tanh``, ``bilinear``; no path but a bare name has this form."""
