@@ -16,6 +16,14 @@ def run(
         str | None, typer.Option(metavar="SRC", help="Your images: also measure decoding, and all of mio embed.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    runtimes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runtime",
+            metavar="NAME",
+            help="Measure this runtime only; repeatable.  [default: all but pt2, torchscript]",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure how fast a bundle's artifacts are here.
@@ -30,7 +38,7 @@ def run(
     from mio_export.benching import bench
     from mio_export.embedding import measure
 
-    result = bench(bundle, batch_size=batch_size, seconds=seconds, device=device)
+    result = bench(bundle, batch_size=batch_size, seconds=seconds, device=device, runtimes=runtimes)
     throughput = measure(bundle, images, batch_size=batch_size, seconds=seconds, device=device) if images else None
     if as_json:
         print_json(result.to_dict() | ({"images": throughput.to_dict()} if throughput else {}))

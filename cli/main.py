@@ -21,6 +21,7 @@ from mio_export.cli import (
     quickstart,
     search,
     serve,
+    sign,
     train,
     verify,
 )
@@ -36,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
 )
-for command in (quickstart, train, evaluate, export, verify, bench, embed, merge, search, serve, inspect, doctor):
+for command in (quickstart, train, evaluate, export, verify, sign, bench, embed, merge, search, serve, inspect, doctor):
     app.command(command.__name__.rsplit(".", 1)[-1])(command.run)
 app.add_typer(deploy.app, name="deploy")
 

@@ -1,12 +1,15 @@
 """``mio verify``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mio_export.cli.output import Json, echo, print_json, print_parity
 from mio_export.errors import GateError, UsageError
+
+if TYPE_CHECKING:
+    from mio_export.parity import Verification
 
 
 def run(
@@ -17,6 +20,28 @@ def run(
         str,
         typer.Option(help="Where the artifacts run: cpu, cuda, tensorrt (of ONNX Runtime), or auto: all there are."),
     ] = "auto",
+    runtimes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--runtime",
+            metavar="NAME",
+            help="With images: prove those of this runtime only; repeatable.  [default: all but pt2, torchscript]",
+        ),
+    ] = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="With images: prove pt2 and torchscript too; for bundles you trust."),
+    ] = False,
+    signer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PEM",
+            help="Refuse it unless signed by this public key, certificate authority or --issuer's identity.",
+        ),
+    ] = None,
+    issuer: Annotated[
+        str | None, typer.Option(metavar="URL", help="Who vouches for a --signer that is an identity of Sigstore.")
+    ] = None,
     server: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Hold a live server to the gate: http:// or grpc://HOST:PORT/NAME."),
@@ -25,32 +50,57 @@ def run(
 ) -> None:
     """Check a bundle, or prove it again.
 
-    Without images, every hash; with images, every artifact is compared with the encoder again, and what was unproven
-    because it could not run where it was built is proved or refused.
+    Without images: every hash, and whether the evidence of every verdict fits. With images, every artifact is compared
+    with the encoder again, and what was unproven because it could not run where it was built is proved or refused.
 
     With --server, the server's answers are compared with the encoder, its preprocessing included.
 
     Example:  mio verify encoder.mio --images photos
     """
+    if signer is not None or issuer is not None:
+        _check_signature(bundle, signer, issuer)
     if server is not None:
         _verify_server(bundle, server, images=images, limit=limit, as_json=as_json)
         return
-    from mio_export.parity import verify
+    from mio_export.parity import EVERYTHING, verify
 
-    result = verify(bundle, images=images, limit=limit, device=device)
-    if as_json:
-        values = {"passed": result.passed, "broken": result.broken, "problems": result.problems}
-        print_json({**values, "unproven": result.unproven, "reports": [r.to_dict() for r in result.reports]})
-    elif result.reports:
-        print_parity(result.reports)
+    if images is None and (runtimes or everything):
+        raise UsageError("--runtime and --all say what is proved again; add --images DIR")
+    chosen = EVERYTHING if everything else runtimes
+    result = verify(bundle, images=images, limit=limit, device=device, runtimes=chosen)
+    _print(result, as_json=as_json)
     refused = [f"{r.artifact}: {problem}" for r in result.reports for problem in r.problems]
     if not result.passed:
         raise GateError("\n     ".join([f"{bundle} is refused", *result.broken, *result.problems, *refused]))
+    if not as_json:
+        proved = "" if images else "; to prove the artifacts again, add --images DIR"
+        echo(f"{bundle}: every hash holds and the evidence fits{proved}")
+
+
+def _check_signature(bundle: Path, signer: str | None, issuer: str | None) -> None:
+    from mio_export.signing import check_signature
+
+    if signer is None:
+        raise UsageError("--issuer vouches for an identity; add --signer IDENTITY")
+    check_signature(bundle, signer=signer, issuer=issuer)
+    echo(f"{bundle}: signed by {signer}", err=True)
+
+
+def _print(result: "Verification", *, as_json: bool) -> None:
+    """Print what was found; notes go beside the result, which for machines is JSON alone."""
     if as_json:
-        return
-    for line in result.unproven:
-        echo(f"unproven: {line} cannot run here; verify it where it does")
-    echo(f"{bundle}: every hash holds" + ("" if images else "; to prove the artifacts again, add --images DIR"))
+        values = {"passed": result.passed, "broken": result.broken, "problems": result.problems}
+        values |= {"unproven": result.unproven, "left_out": result.left_out, "unwritten": result.unwritten}
+        print_json({**values, "reports": [report.to_dict() for report in result.reports]})
+    elif result.reports:
+        print_parity(result.reports)
+    notes = [f"unproven: {line} cannot run here; verify it where it does" for line in result.unproven]
+    notes += [f"not proved again: {line} is a program; include it with --all" for line in result.left_out]
+    notes += [f"not written down: {result.unwritten}"] if result.unwritten else []
+    if result.signature_outdated:
+        notes.append(f"the signature no longer fits the new verdicts: mio sign {result.bundle.path}")
+    for note in notes:
+        echo(note, err=as_json)
 
 
 def _verify_server(bundle: Path, url: str, *, images: Path | None, limit: int, as_json: bool) -> None:

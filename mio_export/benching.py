@@ -3,7 +3,7 @@
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from mio_export.errors import UsageError
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import Choice, Runtime, choose
 from mio_export.runtimes.devices import num_threads
-from mio_export.runtimes.registry import backend_of, choice_of, open_choice
+from mio_export.runtimes.registry import BACKENDS, NAMED_ONLY, backend_of, choice_of, open_choice
 
 Rates = npt.NDArray[np.float64]
 _SEED = 0
@@ -176,9 +176,14 @@ class BenchResult:
 
 
 def bench(
-    bundle: Bundle | str | Path, *, batch_size: int = 32, seconds: float = 10.0, device: str = "auto"
+    bundle: Bundle | str | Path,
+    *,
+    batch_size: int = 32,
+    seconds: float = 10.0,
+    device: str = "auto",
+    runtimes: Sequence[str] | None = None,
 ) -> BenchResult:
-    """Measure the speed of every artifact that runs here, and of the encoder in eager PyTorch.
+    """Measure the speed of every artifact that is proved here, and of the encoder in eager PyTorch.
 
     All take turns, in an order that is drawn anew for each round, so that what drifts hits all alike; each turn starts
     with a batch that is not timed. Images are noise: time does not depend on what they show. A rate is whole batches
@@ -189,19 +194,21 @@ def bench(
         batch_size: images in a batch, 1 to the bundle's ``max_batch``.
         seconds: how long to measure in all; longer where that is too short for five rounds.
         device: ``auto``, ``cpu`` or ``cuda``.
+        runtimes: whose artifacts, by the names in ``BACKENDS``; None: all but ``pt2`` and ``torchscript``, which hold
+            programs and are opened only when they are named.
 
     Raises:
-        UsageError: batch size, time or device is not allowed, or there is no bundle.
+        UsageError: batch size, time, device or a runtime is not allowed, or there is no bundle.
         MissingBackendError: the device is not there.
         GateError: the weights are not the ones that the manifest names.
     """
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle)
     manifest = bundle.manifest
-    _check(manifest.max_batch, batch_size, seconds)
+    _check(manifest.max_batch, batch_size, seconds, runtimes or ())
     images = np.random.default_rng(_SEED).integers(0, 256, (batch_size, *manifest.preprocess.shape), dtype=np.uint8)
     with ExitStack() as stack:
-        running, absent = _opened(bundle, images, device, stack)
+        running, absent = _opened(bundle, images, _contenders(bundle, device, runtimes), stack)
         rates = _measure([runtime for _, runtime in running], images, seconds)
     contenders = [contender for contender, _ in running]
     return BenchResult(
@@ -214,7 +221,9 @@ def bench(
     )
 
 
-def _check(max_batch: int, batch_size: int, seconds: float) -> None:
+def _check(max_batch: int, batch_size: int, seconds: float, runtimes: Sequence[str]) -> None:
+    if unknown := [name for name in runtimes if name not in BACKENDS]:
+        raise UsageError(f"runtime must be {', '.join(BACKENDS)}; got {', '.join(unknown)}")
     if not 1 <= batch_size <= max_batch:
         raise UsageError(
             f"batch_size must be 1 to {max_batch}, the largest batch that the bundle was proved at; got {batch_size}"
@@ -223,11 +232,16 @@ def _check(max_batch: int, batch_size: int, seconds: float) -> None:
         raise UsageError(f"seconds must be above 0 and finite, got {seconds}")
 
 
-def _contenders(bundle: Bundle, device: str) -> Iterator[tuple[Contender, Callable[[], Choice]]]:
+def _contenders(
+    bundle: Bundle, device: str, runtimes: Sequence[str] | None
+) -> Iterator[tuple[Contender, Callable[[], Choice]]]:
     """The encoder itself, then every artifact, each with what settles how it is opened."""
+    wanted = set(BACKENDS) - NAMED_ONLY if runtimes is None else set(runtimes)
     eager = Contender(runtime=_EAGER, format=_EAGER, precision="fp32", device=device, verdict="reference")
     yield eager, lambda: choose(bundle, _EAGER, device=device)
     for artifact in bundle.manifest.artifacts:
+        if backend_of(artifact.format) not in wanted:
+            continue
         contender = Contender(
             runtime=backend_of(artifact.format),
             format=artifact.format,
@@ -236,16 +250,19 @@ def _contenders(bundle: Bundle, device: str) -> Iterator[tuple[Contender, Callab
             device=device,
             verdict=artifact.parity.verdict,
         )
-        yield contender, partial(choice_of, artifact, device=device)
+        yield contender, partial(choice_of, artifact, device=device, bundle=bundle.path)
 
 
 def _opened(
-    bundle: Bundle, images: Pixels, device: str, stack: ExitStack
+    bundle: Bundle,
+    images: Pixels,
+    contenders: Iterable[tuple[Contender, Callable[[], Choice]]],
+    stack: ExitStack,
 ) -> tuple[list[tuple[Contender, Runtime]], list[Absent]]:
     """Open and warm up whatever runs; the encoder itself must."""
     running: list[tuple[Contender, Runtime]] = []
     absent = []
-    for contender, settle in _contenders(bundle, device):
+    for contender, settle in contenders:
         try:
             runtime = stack.enter_context(open_choice(bundle, settle()))
             for _ in range(_WARM_UP):

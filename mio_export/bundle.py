@@ -12,9 +12,15 @@ from mio_export.files import sha256_file, write_text
 from mio_export.preprocess import Preprocess
 from mio_export.schema import parse_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 added ``Proof.further``; version 1 is read as it is."""
 MANIFEST = "manifest.json"
 WEIGHTS = "encoder.safetensors"
+PAGE = "report.html"
+SIGNATURE = "model.sig"
+REPORTS = "parity"
+"""Folder of the parity reports and the golden images."""
+LOCK = f"{REPORTS}/.lock"
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 Format = Literal["onnx", "torchscript", "pt2", "openvino", "tensorrt", "tensorrt-rtx"]
@@ -94,18 +100,36 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportFile:
+    """A parity report of a bundle."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    report: str
+    """Path of the parity report, relative to the bundle."""
+    report_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Proof:
     """What was shown of an artifact, and where it is written down."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     verdict: Verdict
-    """``unproven``: built where it cannot run; ``mio verify --images`` on the right machine settles it."""
+    """``unproven``: built where it cannot run; ``mio verify --images`` on the right machine proves or refuses it."""
     devices: tuple[str, ...]
     """Where it was run: ``cpu``, ``cuda``, ``tensorrt`` (ONNX Runtime's provider); empty if it could not be."""
     report: str
-    """Path of the parity report, relative to the bundle."""
+    """Path of the first parity report, relative to the bundle."""
     report_sha256: str
+    further: tuple[ReportFile, ...] = ()
+    """Reports of proofs on other devices, made later or elsewhere."""
+
+    @property
+    def evidence(self) -> tuple[ReportFile, ...]:
+        """All reports, the first one first."""
+        return (ReportFile(report=self.report, report_sha256=self.report_sha256), *self.further)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +204,17 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the bundle.
+
+        Raises:
+            GateError: it lies outside, be it by its name or behind a link.
+        """
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise GateError(f"{path} lies outside the bundle; export it again")
+        return path
+
     def artifact(self, format: Format, precision: Precision, *, capability: str | None = None) -> Artifact:
         """Return the artifact of a format and a precision, and for engines of a compute capability.
 
@@ -237,15 +272,41 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
     write_text(folder / MANIFEST, manifest.to_json())
 
 
-def broken_files(bundle: Bundle) -> list[str]:
-    """Check every hash of a bundle; return one line for each file that is missing or is not what it was."""
-    manifest = bundle.manifest
-    expected = {WEIGHTS: manifest.weights_sha256, **manifest.files}
+def runtime_of(format: Format) -> str:
+    """Return the name of the runtime that runs a format."""
+    return "onnxruntime" if format == "onnx" else format
+
+
+def named_files(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return every file that a manifest names, and its sha256, as often as it names it."""
+    named = [(WEIGHTS, manifest.weights_sha256), *manifest.files.items()]
     for artifact in manifest.artifacts:
-        expected |= {artifact.file: artifact.sha256, **artifact.companions}
-        expected[artifact.parity.report] = artifact.parity.report_sha256
-    problems = []
-    for name, sha256 in expected.items():
+        named += [(artifact.file, artifact.sha256), *artifact.companions.items()]
+        named += [(evidence.report, evidence.report_sha256) for evidence in artifact.parity.evidence]
+    return list(dict.fromkeys(named))
+
+
+def unnamed_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Return what else lies in a bundle's folder, relative to it: neither named by the manifest nor ours.
+
+    Ours are its page, its signature, its lock, reports that a later verdict replaced, and what a killed process left.
+    """
+    named = {MANIFEST, PAGE, SIGNATURE, LOCK, *dict(named_files(manifest))}
+    return sorted(
+        name
+        for path in folder.rglob("*")
+        if not path.is_dir() or path.is_symlink()
+        if (name := path.relative_to(folder).as_posix()) not in named
+        and not path.name.startswith(".")
+        and not (path.parent == folder / REPORTS and path.suffix == ".json")
+    )
+
+
+def broken_files(bundle: Bundle) -> list[str]:
+    """Check every hash of a bundle; return one line for each file that is missing, changed or not named by it."""
+    manifest = bundle.manifest
+    problems = [] if manifest.artifacts else [f"{MANIFEST}: lists no artifact; export it again"]
+    for name, sha256 in named_files(manifest):
         file = bundle.path / name
         if not file.resolve().is_relative_to(bundle.path.resolve()):
             problems.append(f"{name}: lies outside the bundle")
@@ -253,6 +314,10 @@ def broken_files(bundle: Bundle) -> list[str]:
             problems.append(f"{name}: missing")
         elif (found := sha256_file(file)) != sha256:
             problems.append(f"{name}: sha256 is {found[:12]}…, the manifest says {sha256[:12]}…")
+    problems += [
+        f"{name}: the manifest does not name it; keep other files beside the bundle"
+        for name in unnamed_files(bundle.path, manifest)
+    ]
     space = space_fingerprint(
         weights_sha256=manifest.weights_sha256, encoder=manifest.encoder, preprocess=manifest.preprocess
     )
@@ -270,11 +335,15 @@ __all__ = [
     "Precision",
     "ProjectorSpec",
     "Proof",
+    "ReportFile",
     "Training",
     "TrainingData",
     "Verdict",
     "broken_files",
     "load_bundle",
+    "named_files",
+    "runtime_of",
     "save_manifest",
     "space_fingerprint",
+    "unnamed_files",
 ]

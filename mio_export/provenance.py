@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.errors import GateError, UsageError
+from mio_export.onnx_file import read_onnx
 from mio_export.sidecar import read_sidecar, sidecar_path
 
 KEY = "mio-export"
@@ -24,7 +25,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
     """
     if sidecar_path(path).is_file():
         return dict(read_sidecar(path).provenance)
-    text = _from_onnx(path) if path.suffix == ".onnx" else _from_archive(path)
+    text = read_onnx(path).metadata.get(KEY) if path.suffix == ".onnx" else _from_archive(path)
     if text is None:
         raise UsageError(f"{path} says nothing of itself; it was not made by mio-export")
     try:
@@ -32,16 +33,6 @@ def read_provenance(path: Path) -> dict[str, Any]:
     except ValueError:
         raise GateError(f"{path} is damaged: what it says of itself is not JSON") from None
     return values
-
-
-def _from_onnx(path: Path) -> str | None:
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception:  # noqa: BLE001 - protobuf's errors are not part of ONNX's interface
-        raise GateError(f"{path} is damaged: it is no ONNX model") from None
-    return next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
 
 
 def _from_archive(path: Path) -> str | None:

@@ -7,7 +7,7 @@ from mio_export.bundle import Bundle
 from mio_export.embedding import EmbedResult, embed
 from mio_export.errors import GateError
 from mio_export.exporting import export
-from mio_export.parity import Verification, verify
+from mio_export.parity import EVERYTHING, Verification, verify
 from mio_export.progress import Progress
 from mio_export.sample import extract_sample
 from mio_export.train import Evaluation, Recipe, evaluate, recipe_from_dict, train
@@ -64,7 +64,7 @@ def quickstart(
         limit=1_000,
         progress=progress,
     )
-    verification = verify(path, images=images / "test", limit=1_000)
+    verification = verify(path, images=images / "test", limit=1_000, runtimes=EVERYTHING)
     if not verification.passed:
         raise GateError(f"{path} does not pass its own verification")
     progress.line("5/5  embedding the 1,000 test images")

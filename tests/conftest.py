@@ -1,14 +1,17 @@
 """Real photos, tiny real encoders and the command line, for all tests."""
 
+import json
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from PIL import Image
 
+from mio_export.bundle import WEIGHTS, load_bundle, save_manifest, space_fingerprint
 from mio_export.exporting import export
+from mio_export.files import sha256_file
 from mio_export.models import build_encoder, save_encoder
 from mio_export.preprocess import Preprocess
 from mio_export.sample import read_sample
@@ -96,6 +99,27 @@ def unordered_run(tmp_path_factory, greys):
     values = {"objective": "mio", "epochs": 1, "batch_size": 32, "hidden_dim": 64, "output_dim": 32}
     train(recipe_from_dict(values), greys, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def forge():
+    """Hash everything in a bundle again, its evidence too, so that only a comparison can find what was changed."""
+
+    def forged(row, path):
+        artifact_sha256, name = sha256_file(path / row.file), path / row.parity.report
+        report = json.loads(name.read_text())
+        report["evidence"] |= {"artifact_sha256": artifact_sha256, "weights_sha256": sha256_file(path / WEIGHTS)}
+        name.write_text(json.dumps(report))
+        return replace(row, sha256=artifact_sha256, parity=replace(row.parity, report_sha256=sha256_file(name)))
+
+    def run(path):
+        manifest = load_bundle(path).manifest
+        weights = sha256_file(path / WEIGHTS)
+        space = space_fingerprint(weights_sha256=weights, encoder=manifest.encoder, preprocess=manifest.preprocess)
+        artifacts = tuple(forged(row, path) for row in manifest.artifacts)
+        save_manifest(path, replace(manifest, artifacts=artifacts, weights_sha256=weights, space=space))
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def copy(bundle, tmp_path):
 
 
 def test_every_artifact_is_measured_beside_the_encoder(bundle):
-    found = bench(bundle, batch_size=4, seconds=0.2, device="cpu")
+    found = bench(bundle, batch_size=4, seconds=0.2, device="cpu", runtimes=("onnxruntime", "torchscript"))
     assert [s.contender.name for s in found.speeds] == ["torch fp32", "onnxruntime fp32", "torchscript fp32"]
     assert [s.contender.verdict for s in found.speeds] == ["reference", "proved", "proved"]
     assert found.absent == ()
@@ -58,7 +58,7 @@ def test_a_rate_counts_images_not_batches():
 def test_what_does_not_run_is_listed_with_its_reason(copy):
     (copy.path / "encoder.onnx").write_bytes(b"x")
     found = bench(copy, batch_size=2, seconds=0.05, device="cpu")
-    assert [s.contender.runtime for s in found.speeds] == ["torch", "torchscript"]
+    assert [s.contender.runtime for s in found.speeds] == ["torch"]  # TorchScript is opened only when it is named
     assert "onnxruntime fp32 does not run here: " in found.findings()[-1]
     assert "is not the file that was proved (its sha256 differs)" in found.findings()[-1]
 
@@ -79,6 +79,7 @@ def test_an_unproven_artifact_is_marked_and_never_called_fastest(copy):
         ({"seconds": 0.0}, "seconds must be above 0 and finite, got 0.0"),
         ({"seconds": float("inf")}, "seconds must be above 0 and finite, got inf"),
         ({"device": "tpu"}, "device must be auto, cpu, cuda, got 'tpu'"),
+        ({"runtimes": ["tflite"]}, "runtime must be onnxruntime, .*; got tflite"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(bundle, values, message):

@@ -10,7 +10,7 @@ from mio_export.embedding import embed
 from mio_export.errors import UsageError
 from mio_export.exporting import export
 from mio_export.models import load_encoder, load_projector_encoder
-from mio_export.parity import verify
+from mio_export.parity import EVERYTHING, verify
 from mio_export.progress import Progress
 from mio_export.runtimes import open_runtime
 from mio_export.store import load_embeddings
@@ -63,7 +63,7 @@ def test_every_artifact_gives_the_first_projections_of_the_runs_head(projected, 
 
 
 def test_it_is_proved_verified_and_embeds(projected, greys, tmp_path):
-    verification = verify(projected.path, images=greys, limit=64)
+    verification = verify(projected.path, images=greys, limit=64, runtimes=EVERYTHING)
     assert verification.passed, verification
     assert len(verification.reports) == 2
     assert embed(projected.path, greys, tmp_path / "out").num_ok == 200

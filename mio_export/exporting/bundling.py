@@ -2,14 +2,19 @@
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import (
     MANIFEST,
+    PAGE,
+    REPORTS,
+    SIGNATURE,
     WEIGHTS,
     Bundle,
     Manifest,
@@ -18,15 +23,16 @@ from mio_export.bundle import (
     save_manifest,
     space_fingerprint,
 )
+from mio_export.bundle_lock import bundle_lock
 from mio_export.errors import GateError, MioError, UsageError
+from mio_export.evidence.budget import check_requirements
 from mio_export.exporting.graphs import Graphs
-from mio_export.exporting.page import PAGE, Proved, write_page
+from mio_export.exporting.page import Proved, write_page
 from mio_export.exporting.request import Order, orders
 from mio_export.exporting.writer import Writer
 from mio_export.files import sha256_file, staged_folder
 from mio_export.models import Encoder, load_encoder, load_projector_encoder
 from mio_export.models.checkpoint import EVALUATION, load_description, save_weights
-from mio_export.parity.budget import check_requirements
 from mio_export.parity.golden import GOLDEN, save_golden
 from mio_export.parity.images import parity_images
 from mio_export.parity.prove import devices_for, prove, write_report
@@ -106,7 +112,7 @@ def export(
     encoder.spec = replace(encoder.spec, normalize=normalize or encoder.spec.normalize)
     for_int8 = any(order.precision == "int8" for order in asked)
     chosen, calibration = parity_images(encoder.preprocess, images, limit=limit, for_int8=for_int8)
-    with staged_folder(out) as folder:
+    with ExitStack() as held, staged_folder(out) as folder:
         weights_sha256 = save_weights(folder / WEIGHTS, encoder)
         progress.line(f"embedding {chosen.description} with the encoder itself, in float64")
         reference = Reference.of(encoder, chosen, weights_sha256=weights_sha256)
@@ -128,6 +134,10 @@ def export(
             _keep_rejected(folder, out.with_name(f"{out.name}.rejected"), refusals)
             raise GateError(_refusal_message(refusals, out.with_name(f"{out.name}.rejected")))
         save_manifest(folder, manifest)
+        if os.access(
+            out / REPORTS, os.W_OK
+        ):  # a verify that runs now writes its verdicts before the bundle is replaced, or not at all
+            held.enter_context(bundle_lock(out))
     shutil.rmtree(out.with_name(f"{out.name}.rejected"), ignore_errors=True)
     return ExportResult(bundle=Bundle(path=out, manifest=manifest), reports=reports)
 
@@ -172,8 +182,9 @@ def _check_replaceable(out: Path) -> None:
     except MioError:
         raise UsageError(f"{out} exists and is not a bundle; choose another -o") from None
     files = [name for artifact in held.artifacts for name in (artifact.file, *artifact.companions)]
-    ours = {MANIFEST, WEIGHTS, PAGE, "parity", *files}
-    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    ours = {MANIFEST, WEIGHTS, PAGE, REPORTS, SIGNATURE, *files}
+    left = tuple(f".{name}.tmp" for name in ours)  # by a process that was killed
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours and not path.name.startswith(left))
     if others:
         raise UsageError(f"{out} also holds {', '.join(others[:3])}, which would be lost; choose another -o")
 

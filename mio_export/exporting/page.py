@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mio_export.bundle import WEIGHTS, Artifact, Manifest
+from mio_export.bundle import PAGE, WEIGHTS, Artifact, Manifest
 from mio_export.exporting.bundle_page import ArtifactProof, bundle_page
 from mio_export.files import write_text
 from mio_export.parity.prove import Outcome
 from mio_export.parity.reference import Reference
-
-PAGE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

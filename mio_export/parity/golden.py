@@ -1,14 +1,17 @@
 """Golden images: one file of each kind that a decoder can get wrong, made from a real photograph."""
 
+import functools
+import hashlib
 import io
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mio_export.errors import GateError
+from mio_export.errors import GateError, MissingBackendError
 from mio_export.preprocess import Pixels, Preprocess
 
 GOLDEN = "parity/golden.safetensors"
@@ -18,10 +21,13 @@ _MAX_DIFFERENCE = 1
 
 def golden_files() -> dict[str, bytes]:
     """Return the files by name: lossless, so that their pixels do not depend on a codec's version."""
-    from sklearn.datasets import load_sample_images
+    return dict(_golden_files())
 
-    photo = Image.fromarray(load_sample_images().images[0][60:380, 120:540])
-    wide = Image.fromarray(load_sample_images().images[1][200:216])
+
+@functools.cache
+def _golden_files() -> Mapping[str, bytes]:
+    photo = Image.fromarray(_sample_photo("china.jpg")[60:380, 120:540])
+    wide = Image.fromarray(_sample_photo("flower.jpg")[200:216])
     makers: dict[str, Callable[[], bytes]] = {
         "colour": lambda: _saved(photo, "PNG"),
         "grey": lambda: _saved(photo.convert("L"), "PNG"),
@@ -79,9 +85,25 @@ def decoding_problems(expected: Mapping[str, Pixels], found: Mapping[str, Pixels
     return problems
 
 
+def golden_sha256(pixels: Mapping[str, Pixels]) -> str:
+    """Return the hash of golden images' pixels."""
+    return hashlib.sha256(np.stack(list(pixels.values())).tobytes()).hexdigest()
+
+
+def _sample_photo(name: str) -> Pixels:
+    """Read a photo that scikit-learn ships, without importing it, which takes more than a second."""
+    found = find_spec("sklearn")
+    if found is None or not found.submodule_search_locations:
+        raise MissingBackendError(
+            "scikit-learn is not installed, which ships the golden images: pip install scikit-learn"
+        )
+    with Image.open(Path(found.submodule_search_locations[0]) / "datasets" / "images" / name) as photo:
+        return np.asarray(photo)
+
+
 def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.save(buffer, format, **({"compress_level": 1} if format == "PNG" else {}), **options)
     return buffer.getvalue()
 
 

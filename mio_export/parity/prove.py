@@ -14,8 +14,9 @@ import numpy as np
 
 from mio_export.bundle import Artifact, Format, Manifest, Proof
 from mio_export.errors import GateError, MissingBackendError
+from mio_export.evidence.budget import Budget
+from mio_export.evidence.report import Evidence, batch_sizes
 from mio_export.files import sha256_file, write_text
-from mio_export.parity.budget import Budget
 from mio_export.parity.reference import Reference
 from mio_export.parity.report import Comparison, Matrix, ParityReport, compare, relative_errors
 from mio_export.preprocess import Pixels
@@ -95,18 +96,19 @@ def prove(
         budget=budget,
         requirements=manifest.requirements,
         own_rms_error=reference.own_rms_error,
+        own_row_error=reference.own_row_error,
         comparisons=tuple(found.comparisons),
         golden=found.golden,
         shapes=found.shapes,
         stages=tuple(stages),
-        evidence={
-            "artifact_sha256": sha256_file(folder / artifact.file),
-            "companions": {name: sha256_file(folder / name) for name in artifact.companions},
-            "weights_sha256": reference.weights_sha256,
-            "images_sha256": reference.images.sha256,
-            "images": reference.images.description,
-            "golden_sha256": reference.golden_sha256,
-        },
+        evidence=Evidence(
+            artifact_sha256=sha256_file(folder / artifact.file),
+            companions={name: sha256_file(folder / name) for name in artifact.companions},
+            weights_sha256=reference.weights_sha256,
+            images_sha256=reference.images.sha256,
+            images=reference.images.description,
+            golden_sha256=reference.golden_sha256,
+        ),
         versions=versions(),
         problems=tuple(_without(folder, problem) for problem in found.problems),
         unproven=_without(folder, "; ".join(unproven)) if unproven and not ran else None,
@@ -198,11 +200,6 @@ def _above(bound: float | None) -> str:
     return f" is above {bound:.1e}" if bound is not None else ""
 
 
-def batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """Return the batch sizes that an artifact is proved at: both ends of the declared range, and two inside."""
-    return tuple(sorted({1, min(2, max_batch), min(17, max_batch), max_batch}))
-
-
 def versions() -> dict[str, str]:
     """Return the versions of Python and of every library that the verdict rests on."""
     found = {"python": platform.python_version()}
@@ -231,6 +228,7 @@ def _opened(folder: Path, artifact: Artifact, reference: Reference, device: str)
         embedding_dim=reference.embeddings.shape[1],
         device=device,
         options=artifact.options,
+        companions=artifact.companions,
     )
 
 

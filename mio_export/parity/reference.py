@@ -1,7 +1,6 @@
 """What every artifact is held to: the encoder itself, in float64, on real images."""
 
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Mapping
@@ -11,9 +10,9 @@ import numpy as np
 import torch
 
 from mio_export.bundle import Precision
+from mio_export.evidence.budget import Budget, budget_for
 from mio_export.models import Encoder
-from mio_export.parity.budget import Budget, budget_for
-from mio_export.parity.golden import golden_pixels
+from mio_export.parity.golden import golden_pixels, golden_sha256
 from mio_export.parity.images import ParityImages
 from mio_export.parity.report import Matrix, relative_errors, unfit
 from mio_export.preprocess import Pixels
@@ -43,9 +42,23 @@ class Reference:
     """Why the encoder itself is no reference, such as NaN or a model that is still in training mode."""
 
     @classmethod
-    def of(cls, encoder: Encoder, images: ParityImages, *, weights_sha256: str) -> "Reference":
-        """Embed the images with the encoder itself, in float64 and in float32."""
-        golden = golden_pixels(encoder.preprocess)
+    def of(
+        cls,
+        encoder: Encoder,
+        images: ParityImages,
+        *,
+        weights_sha256: str,
+        golden: Mapping[str, Pixels] | None = None,
+    ) -> "Reference":
+        """Embed the images with the encoder itself, in float64 and in float32.
+
+        Args:
+            encoder: in eval mode, float32, on the CPU.
+            images: what artifacts are compared on.
+            weights_sha256: hash of the encoder's weights.
+            golden: pixels of the golden images; None: what this machine decodes.
+        """
+        golden = golden or golden_pixels(encoder.preprocess)
         pixels = np.concatenate([images.pixels, np.stack(list(golden.values()))])
         exact = _in_float64(encoder, pixels)
         start = time.perf_counter()
@@ -78,7 +91,7 @@ class Reference:
     @property
     def golden_sha256(self) -> str:
         """Hash of the golden images' pixels."""
-        return hashlib.sha256(np.stack(list(self.golden.values())).tobytes()).hexdigest()
+        return golden_sha256(self.golden)
 
 
 @torch.inference_mode()

@@ -1,100 +1,17 @@
-"""The comparison of two sets of embeddings of the same images, and the verdict on it."""
+"""The comparison of two sets of embeddings of the same images."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mio_export.bundle import Verdict
+from mio_export.evidence.budget import Budget
+from mio_export.evidence.report import Comparison, ParityReport, beyond_budget
 from mio_export.metrics import leave_one_out_accuracy, neighbor_agreement
-from mio_export.parity.budget import Budget
 
 Matrix = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One device at one batch size, against the reference; every error over all rows."""
-
-    device: str
-    batch_size: int
-    num_rows: int
-    max_abs_error: float
-    mean_abs_error: float
-    max_relative_error: float
-    """Largest ‖candidate − reference‖ / ‖reference‖ of a row."""
-    rms_relative_error: float
-    """Root mean square of the same over the rows."""
-    min_cosine: float
-    p1_cosine: float
-    """First percentile of the rows' cosines."""
-    mean_cosine: float
-    max_norm_drift: float
-    """Largest |‖candidate‖ / ‖reference‖ − 1| of a row."""
-    top1_agreement: float
-    """Share of rows whose nearest other row is the same."""
-    recall_at_10_agreement: float
-    """Mean share of each row's ten nearest other rows that are the same."""
-    knn_change: float | None
-    """Change of the leave-one-out kNN accuracy; None without labels."""
-    worst_row: int
-    """Index of the row with the largest relative error."""
-    problems: tuple[str, ...]
-    """Why it fails; empty if it passes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParityReport:
-    """What was compared with what, held to which budget, with which result."""
-
-    artifact: str
-    format: str
-    precision: str
-    runtime: str
-    devices: tuple[str, ...]
-    """Where it was run."""
-    options: Mapping[str, str]
-    """What the runtime was told."""
-    budget: Budget
-    requirements: Mapping[str, float]
-    """What was asked for beyond the precision's own budget."""
-    own_rms_error: float
-    """Root mean square over rows of the float32 encoder's relative error against float64."""
-    comparisons: tuple[Comparison, ...]
-    golden: Mapping[str, float]
-    """Relative error of each golden image."""
-    shapes: Mapping[str, str]
-    """What became of shapes beyond the contract: ``accepted`` or ``rejected``."""
-    stages: tuple[Mapping[str, Any], ...]
-    """What each stage of the export did to the error, in order."""
-    evidence: Mapping[str, Any]
-    """sha256 of everything that the verdict rests on: artifact, its companions, weights, images, golden images."""
-    versions: Mapping[str, str]
-    """Versions of the libraries that the verdict rests on."""
-    problems: tuple[str, ...]
-    """Why it fails; empty if it passes."""
-    unproven: str | None = None
-    """Why it could not be run here; None if it was."""
-
-    @property
-    def verdict(self) -> Verdict:
-        """``proved`` only if something was compared and everything held."""
-        if self.unproven is not None and not self.problems:
-            return "unproven"
-        return "proved" if self.comparisons and not self.problems else "refused"
-
-    @property
-    def passed(self) -> bool:
-        """Whether it was run and everything held."""
-        return self.verdict == "proved"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON-ready values, the verdict included."""
-        return {"verdict": self.verdict, **asdict(self)}
 
 
 def compare(
@@ -144,7 +61,7 @@ def compare(
         "knn_change": None if labels is None else _knn_change(reference, candidate, labels),
         "worst_row": int(relative.argmax()),
     }
-    return Comparison(**values, problems=tuple(_beyond(values, budget)))
+    return Comparison(**values, problems=tuple(beyond_budget(values, budget)))
 
 
 def relative_errors(reference: Matrix, candidate: Matrix) -> npt.NDArray[np.float64]:
@@ -177,36 +94,6 @@ def _knn_change(reference: Matrix, candidate: Matrix, labels: Labels) -> float:
     return leave_one_out_accuracy(candidate, labels) - leave_one_out_accuracy(reference, labels)
 
 
-def _beyond(values: Mapping[str, Any], budget: Budget) -> list[str]:
-    """Which bounds are broken, the most telling first; a comparison with NaN is always one of them."""
-    row = f"row {values['worst_row']}"
-    checks: list[tuple[str, float, float | None, str]] = [
-        ("max_relative_error", -1, budget.max_row_error, f"{row}: relative error {{:.1e}} is above {{:.1e}}"),
-        ("rms_relative_error", -1, budget.max_rms_error, "relative error {:.1e} (rms over rows) is above {:.1e}"),
-        ("min_cosine", 1, budget.min_cosine, f"{row}: cosine {{:.7f}} is below {{}}"),
-        ("p1_cosine", 1, budget.p1_cosine, "first percentile of cosines {:.7f} is below {}"),
-        ("mean_cosine", 1, budget.mean_cosine, "mean cosine {:.7f} is below {}"),
-        ("max_norm_drift", -1, budget.max_norm_drift, "norm drift {:.1e} is above {}"),
-        ("top1_agreement", 1, budget.top1, "nearest neighbours agree for {:.1%} of the rows, must be {:.0%}"),
-        ("recall_at_10_agreement", 1, budget.recall_at_10, "recall@10 {:.1%} is below {:.0%}"),
-    ]
-    problems = [
-        text.format(values[name], bound)
-        for name, sign, bound, text in checks
-        if bound is not None and not sign * values[name] >= sign * bound
-    ]
-    return problems + _beyond_knn(values, budget)
-
-
-def _beyond_knn(values: Mapping[str, Any], budget: Budget) -> list[str]:
-    """One image may always change sides: among few images its share says nothing."""
-    change = values["knn_change"]
-    allowed = max(budget.max_knn_change, 1 / values["num_rows"])
-    if change is None or abs(change) <= allowed + 1e-12:
-        return []
-    return [f"kNN accuracy changes by {change:+.1%}, at most {allowed:.1%} is allowed"]
-
-
 def _nothing_compared(device: str, batch_size: int, problems: tuple[str, ...]) -> Comparison:
     return Comparison(
         device=device,
@@ -226,3 +113,6 @@ def _nothing_compared(device: str, batch_size: int, problems: tuple[str, ...]) -
         worst_row=-1,
         problems=problems,
     )
+
+
+__all__ = ["Comparison", "Labels", "Matrix", "ParityReport", "compare", "relative_errors", "unfit"]

@@ -52,6 +52,13 @@ def diagnose() -> list[Finding]:
         _package(
             "extra heic", ("pillow-heif",), "pillow_heif", "pip install 'mio-export[heic]'", "HEIC and HEIF images"
         ),
+        _package(
+            "extra signing",
+            ("model-signing",),
+            "model_signing",
+            "pip install 'mio-export[signing]'",
+            "signatures of bundles",
+        ),
     ]
 
 

@@ -2,14 +2,16 @@
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from mio_export.bundle import WEIGHTS, Artifact, Bundle, Format, Precision, load_bundle
+from mio_export.bundle import WEIGHTS, Artifact, Bundle, Format, Precision, load_bundle, runtime_of
 from mio_export.errors import GateError, MissingBackendError, UsageError
+from mio_export.evidence import artifact_problems
 from mio_export.files import sha256_file
+from mio_export.onnx_file import check_onnx
 from mio_export.runtimes.base import Runtime
 from mio_export.runtimes.devices import resolve_device
 
@@ -67,11 +69,12 @@ BACKENDS = {
 }
 """Every backend, the one preferred by ``auto`` first."""
 NAMED_ONLY = frozenset({"pt2", "torchscript"})
+"""Backends that are opened only when they are named: their files hold programs, not only weights and a graph."""
 
 
 def backend_of(format: Format) -> str:
     """Return the name of the backend that runs a format."""
-    return next(name for name, backend in BACKENDS.items() if backend.format == format)
+    return runtime_of(format)
 
 
 def check_installed(format: Format) -> None:
@@ -105,12 +108,14 @@ class Choice:
 def choose(bundle: Bundle, runtime: str = "auto", *, precision: str = "auto", device: str = "auto") -> Choice:
     """Settle every ``auto``.
 
-    The runtime is the first of ``BACKENDS`` for which the bundle holds a proved artifact; the precision fp32, if any
-    artifact has it; the device CUDA, if it is there and the artifact was proved on it, else the CPU.
+    The runtime is the first of ``BACKENDS`` for which the bundle holds a proved artifact, never one of ``NAMED_ONLY``;
+    the precision fp32, if any artifact has it; the device CUDA, if it is there and the artifact was proved on it, else
+    the CPU.
 
     Raises:
         UsageError: a name is not known, or the bundle has no such artifact that was proved.
         MissingBackendError: a device is asked for and is not there.
+        GateError: the artifact was not proved on the device that is asked for.
     """
     if precision != "auto" and precision not in get_args(Precision):
         raise UsageError(f"precision must be auto, {', '.join(get_args(Precision))}; got {precision!r}")
@@ -120,32 +125,52 @@ def choose(bundle: Bundle, runtime: str = "auto", *, precision: str = "auto", de
         artifact
         for artifact in bundle.manifest.artifacts
         if artifact.parity.verdict == "proved"
-        and runtime in ("auto", backend_of(artifact.format))
+        and _is_meant(runtime, backend_of(artifact.format))
         and artifact.precision == ("fp32" if precision == "auto" else precision)
     ]
     if runtime == "torch" or (not proved and (runtime, precision) in (("auto", "auto"), ("auto", "fp32"))):
         return _eager(bundle, precision, device)
     if not proved:
-        held = [f"{a.format} {a.precision} ({a.parity.verdict})" for a in bundle.manifest.artifacts]
-        wanted = " ".join(name for name in (runtime, precision) if name != "auto")
-        raise UsageError(
-            f"{bundle.path} holds no proved {wanted} artifact; it holds: {', '.join(dict.fromkeys(held)) or 'none'}"
-        )
+        raise UsageError(_nothing_proved(bundle, runtime, precision))
     order = list(BACKENDS)
-    return choice_of(min(proved, key=lambda artifact: order.index(backend_of(artifact.format))), device=device)
+    first = min(proved, key=lambda artifact: order.index(backend_of(artifact.format)))
+    return choice_of(first, device=device, bundle=bundle.path)
 
 
-def choice_of(artifact: Artifact, *, device: str = "auto") -> Choice:
-    """Settle the device for an artifact.
+def _is_meant(runtime: str, backend: str) -> bool:
+    return backend not in NAMED_ONLY if runtime == "auto" else backend == runtime
+
+
+def _nothing_proved(bundle: Bundle, runtime: str, precision: str) -> str:
+    held = [f"{a.format} {a.precision} ({a.parity.verdict})" for a in bundle.manifest.artifacts]
+    wanted = " ".join(name for name in (runtime, precision) if name != "auto")
+    message = f"{bundle.path} holds no proved {wanted} artifact; it holds: {', '.join(dict.fromkeys(held)) or 'none'}"
+    named = {backend_of(a.format) for a in bundle.manifest.artifacts if a.parity.verdict == "proved"} & NAMED_ONLY
+    if runtime == "auto" and named:
+        message += f"\nauto opens no {' or '.join(sorted(named))}; name it: --runtime {min(named)}"
+    return message
+
+
+def choice_of(artifact: Artifact, *, device: str = "auto", bundle: Path | None = None) -> Choice:
+    """Settle the device for an artifact: one that it was proved on.
+
+    Args:
+        artifact: a row of a bundle's manifest.
+        device: ``auto``: CUDA, if it is there and the artifact was proved on it, else the first that it was proved on.
+        bundle: where it lies, for messages.
 
     Raises:
         UsageError: the device's name is not known.
         MissingBackendError: the device is asked for and is not there.
+        GateError: the artifact was not proved, or not on this device.
     """
     runtime = backend_of(artifact.format)
     resolved = resolve_device(device, library=BACKENDS[runtime].library)
-    if device == "auto" and artifact.parity.devices and resolved not in artifact.parity.devices:
-        resolved = artifact.parity.devices[0]
+    proved = artifact.parity.devices if artifact.parity.verdict == "proved" else ()
+    if device == "auto" and proved and resolved not in proved:
+        resolved = proved[0]
+    if resolved not in proved:
+        raise GateError(_not_proved(artifact, resolved, bundle))
     return Choice(
         runtime=runtime,
         precision=artifact.precision,
@@ -157,7 +182,19 @@ def choice_of(artifact: Artifact, *, device: str = "auto") -> Choice:
     )
 
 
+def _not_proved(artifact: Artifact, device: str, bundle: Path | None) -> str:
+    runtime, proof = backend_of(artifact.format), artifact.parity
+    named = f" --runtime {runtime}" if runtime in NAMED_ONLY else ""
+    proved = f"was proved on {' and '.join(proof.devices) or 'no device'}, not on {device}"
+    found = proved if proof.verdict == "proved" else f"is {proof.verdict}"
+    return (
+        f"{artifact.file} ({artifact.format} {artifact.precision}) {found};"
+        f" prove it there: mio verify {bundle or 'NAME.mio'} --images DIR --device {device}{named}"
+    )
+
+
 def _eager(bundle: Bundle, precision: str, device: str) -> Choice:
+    """Settle eager PyTorch: the encoder itself, which others are proved against and which needs no proof of its own."""
     if precision not in ("auto", "fp32"):
         raise UsageError(f"runtime torch computes in fp32, got precision {precision!r}")
     resolved = resolve_device(device, library="torch")
@@ -182,7 +219,7 @@ def open_runtime(
     Raises:
         UsageError: a name is not known, or the bundle has no such artifact that was proved.
         MissingBackendError: the backend or the device is not there.
-        GateError: the artifact does not load, or is not the file that was proved.
+        GateError: the artifact does not load, is not the file that was proved, or was not proved on the device.
     """
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle)
@@ -193,14 +230,16 @@ def open_choice(bundle: Bundle, choice: Choice) -> Runtime:
     """Open what ``choose`` settled.
 
     Raises:
-        GateError: a file is not the one that was proved.
+        GateError: a file is not the one that was proved, or the evidence of its proof does not fit it.
     """
     for name, sha256 in {choice.file: choice.sha256, **choice.companions}.items():
-        path = bundle.path / name
+        path = bundle.file(name)
         if not path.is_file():
             raise GateError(f"{path} is missing; export it again")
         if sha256_file(path) != sha256:
             raise GateError(f"{path} is not the file that was proved (its sha256 differs); export it again")
+    if BACKENDS[choice.runtime].format is not None:
+        _check_evidence(bundle, choice)
     return open_file(
         choice.runtime,
         bundle.path if BACKENDS[choice.runtime].format is None else bundle.path / choice.file,
@@ -208,7 +247,21 @@ def open_choice(bundle: Bundle, choice: Choice) -> Runtime:
         embedding_dim=bundle.manifest.encoder.embedding_dim,
         device=choice.device,
         options=choice.options,
+        companions=choice.companions,
     )
+
+
+def _check_evidence(bundle: Bundle, choice: Choice) -> None:
+    """Hold the reports of an artifact to the manifest; a choice that no row allows is refused."""
+    wanted = (choice.runtime, choice.precision, choice.file, choice.sha256)
+    for artifact in bundle.manifest.artifacts:
+        if (backend_of(artifact.format), artifact.precision, artifact.file, artifact.sha256) == wanted:
+            if choice.device not in artifact.parity.devices or artifact.parity.verdict != "proved":
+                raise GateError(_not_proved(artifact, choice.device, bundle.path))
+            if problems := artifact_problems(bundle, artifact):
+                raise GateError("\n     ".join([f"{bundle.path} is refused", *problems[:3]]))
+            return
+    raise GateError(f"{bundle.path} holds no {choice.file} for {choice.runtime} {choice.precision} any more")
 
 
 def open_file(
@@ -219,8 +272,15 @@ def open_file(
     embedding_dim: int,
     device: str = "cpu",
     options: Mapping[str, str] | None = None,
+    companions: Collection[str] = (),
 ) -> Runtime:
-    """Open one artifact, whether or not a bundle holds it yet."""
+    """Open one artifact, whether or not a bundle holds it yet.
+
+    Raises:
+        GateError: it does not load, or is a graph that reads other files than its ``companions``.
+    """
+    if BACKENDS[runtime].format in ("onnx", "openvino"):
+        check_onnx(path, companions)
     module, function = BACKENDS[runtime].opener.split(":")
     opened: Runtime = getattr(importlib.import_module(module), function)(
         path, image_shape=image_shape, embedding_dim=embedding_dim, device=device, options=options or {}

@@ -167,7 +167,10 @@ def _open(
         raise UsageError(f"{NAMES[library]} runs on cuda, got {device!r}")
     trt = load_library(library)
     errors: list[str] = []
-    engine = trt.Runtime(collecting_logger(trt, errors)).deserialize_cuda_engine(artifact.read_bytes())
+    runtime = trt.Runtime(collecting_logger(trt, errors))
+    if hasattr(runtime, "engine_host_code_allowed"):
+        runtime.engine_host_code_allowed = False  # an engine may carry plugin libraries, which would run here
+    engine = runtime.deserialize_cuda_engine(artifact.read_bytes())
     context = engine.create_execution_context() if engine else None
     if context is None:
         reason = "; ".join(errors)[:300] or "it gives no reason"

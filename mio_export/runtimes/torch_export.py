@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mio_export.errors import GateError
+from mio_export.runtimes.pt2_archive import read_pt2
 from mio_export.runtimes.torch_eager import TorchRuntime
 
 
@@ -16,13 +17,14 @@ def open_pt2(
     """Load a ``.pt2`` file; there are no options.
 
     Raises:
-        GateError: the file is no exported program.
+        GateError: the file is no exported program, or holds anything that could run code.
     """
     del options
+    archive = read_pt2(artifact)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.load(str(artifact))
+            program = torch.export.load(archive)
             if device != "cpu":
                 from torch.export.passes import move_to_device_pass
 

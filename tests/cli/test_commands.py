@@ -14,6 +14,7 @@ COMMANDS = (
     "evaluate",
     "export",
     "verify",
+    "sign",
     "bench",
     "embed",
     "merge",
@@ -42,6 +43,8 @@ def test_every_commands_help_carries_an_example(mio, command):
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, photos, bundle, run_folder):
     """A folder with everything that the examples name."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
     from safetensors.torch import save_file
     from torchvision.models import resnet50
 
@@ -50,6 +53,10 @@ def workplace(tmp_path_factory, photos, bundle, run_folder):
     shutil.copytree(bundle.path, folder / "encoder.mio")
     for name in ("run", "runs/seed-0", "runs/seed-1"):
         shutil.copytree(run_folder, folder / name)
+    key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "signer.key").write_bytes(key)
     state = {key: value.contiguous() for key, value in resnet50().state_dict().items()}
     save_file(state, folder / "resnet50.safetensors")
     return folder

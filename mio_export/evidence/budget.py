@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from mio_export.bundle import Precision
 from mio_export.errors import UsageError
@@ -16,6 +16,8 @@ _WORST_ROW_FACTOR = 2.0
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The bounds that one artifact is held to, at every batch size."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     max_rms_error: float | None
     """Largest root mean square over the rows of ‖artifact − reference‖ / ‖reference‖; None: not bounded."""
