@@ -1,7 +1,6 @@
 """Going on with a store that other versions began: only if they still give the vectors that it holds."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +9,13 @@ import numpy as np
 
 from mio_export.bundle import Bundle
 from mio_export.embedding.versions import difference, versions_here
-from mio_export.errors import GateError, SpaceError
-from mio_export.parity.budget import Budget, budget_for
-from mio_export.parity.report import Comparison, compare
+from mio_export.errors import SpaceError
+from mio_export.evidence import Budget, Comparison, budget_for, load_report
+from mio_export.parity.report import compare
 from mio_export.preprocess import DecodeError, Pixels
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice
 from mio_export.runtimes.registry import backend_of, open_choice
-from mio_export.schema import InvalidValueError, validated
 from mio_export.sources import SourceFile, spread
 from mio_export.store import (
     FAILED,
@@ -174,9 +172,11 @@ def _compared(
     with open_choice(bundle, choice) as runtime:
         starts = range(0, len(pixels), info.batch_size)
         now = np.concatenate([runtime.embed(np.stack(pixels[start : start + info.batch_size])) for start in starts])
-    told = np.any(np.stack(before), axis=1) | np.any(now, axis=1)  # of two zero vectors there is no cosine
+    comparable = np.any(np.stack(before), axis=1) | np.any(now, axis=1)  # two zero vectors have no cosine
     budget = replace(_budget(bundle, choice), top1=0.0, recall_at_10=0.0)
-    return compare(np.stack(before)[told], now[told], budget=budget, batch_size=info.batch_size, device=choice.device)
+    return compare(
+        np.stack(before)[comparable], now[comparable], budget=budget, batch_size=info.batch_size, device=choice.device
+    )
 
 
 def _budget(bundle: Bundle, choice: Choice) -> Budget:
@@ -184,11 +184,5 @@ def _budget(bundle: Bundle, choice: Choice) -> Budget:
     for artifact in bundle.manifest.artifacts:
         is_it = (artifact.sha256, backend_of(artifact.format)) == (choice.sha256, choice.runtime)
         if is_it or (choice.runtime == "torch" and artifact.precision == "fp32"):
-            report = bundle.path / artifact.parity.report
-            try:
-                return validated(json.loads(report.read_bytes())["budget"], Budget)
-            except (OSError, ValueError, KeyError, TypeError, InvalidValueError):
-                raise GateError(
-                    f"{report} is missing or damaged; prove the bundle again: mio verify --images"
-                ) from None
+            return load_report(bundle.file(artifact.parity.report)).budget
     return budget_for("fp32", own_rms_error=0.0, own_row_error=0.0)
