@@ -10,6 +10,13 @@ FLOORS = [
     {
         "errors",
         "files",
+        "claims",
+        "decoding",
+        "formats",
+        "limits",
+        "memory",
+        "orientation",
+        "png",
         "schema",
         "settings",
         "progress",

@@ -10,7 +10,7 @@ def image_suffixes() -> frozenset[str]:
     """Return the lower-case suffixes that Pillow can read here, HEIC's among them if its extra is installed."""
     from PIL import Image
 
-    from mio_export.preprocess import register_heif
+    from mio_export.formats import register_heif
 
     register_heif()
     Image.init()
