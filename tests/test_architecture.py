@@ -17,6 +17,7 @@ FLOORS = [
         "memory",
         "orientation",
         "png",
+        "secrets",
         "schema",
         "settings",
         "progress",

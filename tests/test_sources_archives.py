@@ -2,9 +2,13 @@ import gzip
 import hashlib
 import io
 import os
+import struct
 import tarfile
+import tracemalloc
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -15,7 +19,10 @@ import pytest
 
 from mio_export.errors import MissingBackendError, UsageError
 from mio_export.sources import list_images, list_sources
+from mio_export.sources.blob import local_blob
 from mio_export.sources.gunzipped import Gunzipped
+from mio_export.sources.parquet import list_parquet
+from mio_export.sources.zip_directory import zip_entries
 
 NAMES = [f"{label}/{number:02d}.jpg" for label in ("cat", "dog", "Ä") for number in range(15)]
 
@@ -302,8 +309,6 @@ def test_gzip_is_read_at_any_position(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     plain = rng.bytes(1_000_000)
     (tmp_path / "a.gz").write_bytes(gzip.compress(plain[:300_000]) + gzip.compress(plain[300_000:]) + b"\0" * 512)
-    from mio_export.sources.blob import local_blob
-
     gunzipped = Gunzipped(local_blob(str(tmp_path / "a.gz")))
     for offset, size in zip(rng.integers(0, 1_010_000, 50).tolist(), rng.integers(0, 90_000, 50).tolist(), strict=True):
         assert gunzipped.read_at(offset, size) == plain[offset : offset + size]
@@ -364,3 +369,258 @@ def test_an_archive_that_changed_is_not_read_at_old_positions(folder, tmp_path):
         tar.write(b"\0")
     with pytest.raises(OSError, match=r"a\.tar changed since it was listed"):
         file.read()
+
+
+def raw_zip(names, *, flags=0, extra=b""):
+    """A zip of members with names of any bytes, each of which holds ``data``."""
+    body, directory = b"", b""
+    for name in names:
+        common = struct.pack("<HHHHHLLLHH", 20, flags, 0, 0, 0x5821, zlib.crc32(b"data"), 4, 4, len(name), len(extra))
+        directory += b"PK\1\2\x14\0" + common + struct.pack("<HHHLL", 0, 0, 0, 0, len(body)) + name + extra
+        body += b"PK\3\4" + common + name + extra + b"data"
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, len(names), len(names), len(directory), len(body), 0)
+    return body + directory + end
+
+
+def unicode_path(name, text):
+    """Info-ZIP's field of a second name, which Python takes for the name from 3.12 on."""
+    return struct.pack("<HHBL", 0x7075, 5 + len(text.encode()), 1, zlib.crc32(name)) + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "extra", "key"),
+    [
+        (b"x.png", 0, unicode_path(b"x.png", "日本.png"), "x.png"),
+        (b"\x82t\x82.png", 0, unicode_path(b"\x82t\x82.png", "été.png"), "\\x82t\\x82.png"),
+        (b"\xff.png", 0x800, b"", "\\xff.png"),
+        ("ä.png".encode(), 0, b"", "ä.png"),
+        (b"a.png\0b.exe", 0, b"", "a.png"),
+        (b"a.png", 0, b"\1\0\xff\xff", "a.png"),
+    ],
+)
+def test_keys_of_a_zip_are_the_bytes_of_its_names(tmp_path, name, flags, extra, key):
+    (tmp_path / "a.zip").write_bytes(raw_zip([name], flags=flags, extra=extra))
+    (file,) = list_sources([tmp_path / "a.zip"]).files
+    assert (file.key, file.read()[0]) == (key, b"data")
+
+
+def test_a_member_of_a_zip_without_a_name_is_no_image(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"program" + raw_zip([b"a.png", b"", b"\0", b"folder/"]))
+    listing = list_sources([tmp_path / "a.zip"])
+    assert [(file.key, file.read()[0]) for file in listing.files] == [("a.png", b"data")]
+    assert listing.ignored == {"": 2}
+
+
+def test_a_zip_has_what_pythons_zipfile_finds_in_it(folder, tmp_path):
+    path = as_zip(folder, tmp_path / "a.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"PK\5\6 is no end record here"[4:]
+        archive.writestr(zipfile.ZipInfo("late.jpg", (2107, 12, 31, 23, 59, 58)), b"late")
+    with zipfile.ZipFile(path) as archive:
+        expected = [
+            (info.filename.encode(), info.header_offset, info.compress_size, info.file_size, info.CRC)
+            for info in archive.infolist()
+        ]
+    found = [(e.name, e.offset, e.packed_size, e.size, e.crc) for e in zip_entries(local_blob(str(path)))]
+    assert found == expected
+
+
+def test_a_large_zip_has_numbers_of_64_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)  # so that few members are as many as need an end of 64 bits
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number in range(5):
+            archive.writestr(f"{number}.jpg", b"data")
+    assert b"PK\6\6" in (tmp_path / "a.zip").read_bytes()
+    assert [file.read()[0] for file in list_sources([tmp_path / "a.zip"]).files] == [b"data"] * 5
+    size = struct.pack("<HHQQQ", 1, 24, 2**64 - 1, 4, 0)
+    data = bytearray(raw_zip([b"a.jpg"], extra=size))
+    entry = data.index(b"PK\1\2")
+    data[entry + 24 : entry + 28] = data[entry + 42 : entry + 46] = b"\xff" * 4
+    (tmp_path / "b.zip").write_bytes(data)
+    (file,) = list_sources([tmp_path / "b.zip"]).files
+    assert file.size == 2**63 - 1
+    with pytest.raises(OSError, match="damaged in the zip"):
+        file.read()
+
+
+def test_zeros_between_the_members_of_a_gzip_file_are_passed_over(folder, tmp_path):
+    plain = as_tar(folder, tmp_path / "a.tar").read_bytes()
+    middle = len(plain) // 2
+    data = gzip.compress(plain[:middle]) + bytes(512) + gzip.compress(plain[middle:]) + bytes(700)
+    (tmp_path / "a.tar.gz").write_bytes(data)
+    listing = list_sources([tmp_path / "a.tar.gz"])
+    assert (problems(listing), listing.notes(), len(listing.files)) == ({}, [], len(NAMES))
+
+
+def header(kind, size):
+    """A tar header that says how long the name or the records behind it are."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("size", [2**33, 2**42, 2**80])
+def test_a_tar_header_that_claims_more_than_there_is_costs_nothing(tmp_path, kind, size):
+    good = write_tar(tmp_path / "good.tar", [member("a.jpg", b"a")]).read_bytes()[:1024]
+    (tmp_path / "a.tar").write_bytes(good + header(kind, size) + b"a" * 512 + bytes(1024))
+    listing = list_sources([tmp_path / "a.tar"])
+    assert listing.files[0].read()[0] == b"a"
+    assert list(problems(listing)) == ["a.tar#truncated"]
+    assert "claim more than 8,388,608 bytes" in problems(listing)["a.tar#truncated"]
+
+
+def test_a_thousand_long_names_in_a_row_are_damage(tmp_path):
+    chain = (header(tarfile.GNUTYPE_LONGNAME, 5) + b"a.jpg" + bytes(507)) * 3000
+    (tmp_path / "a.tar").write_bytes(chain + bytes(1024))
+    listing = list_sources([tmp_path / "a.tar"])
+    assert list(problems(listing)) == ["a.tar#truncated"]
+
+
+def test_a_tar_with_a_cut_map_of_a_sparse_file_is_damage(tmp_path):
+    info = tarfile.TarInfo("a.jpg")
+    info.type = tarfile.GNUTYPE_SPARSE
+    data = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    data[482] = 1  # the map goes on in another block, which is not there
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    (tmp_path / "a.tar").write_bytes(data)
+    assert list(problems(list_sources([tmp_path / "a.tar"]))) == ["a.tar#truncated"]
+
+
+@pytest.mark.parametrize("mtime", [2**34, 1e18, float("nan"), float("inf"), -5])
+def test_times_of_members_that_no_store_can_hold_are_not_known(tmp_path, mtime):
+    info, data = member("a.jpg", b"a")
+    info.pax_headers = {"mtime": str(mtime)}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, data)
+    (file,) = list_sources([tmp_path / "a.tar"]).files
+    assert (file.mtime_ns, file.read()) == (0, (b"a", 0))
+
+
+def peak_bytes(call):
+    """How much memory Python holds at most during a call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def refused(file, max_bytes):
+    with pytest.raises(OSError, match=r"more than the limit|damaged in the zip"):
+        file.read(max_bytes)
+
+
+def bomb(path, size):
+    """An archive of a few kB with one member of zeros."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.png", bytes(size))
+    elif path.suffix == ".parquet":
+        write_parquet(path, {"key": ["a.png"], "image": [bytes(size)]}, compression="zstd")
+    else:
+        write_tar(path, [member("a.png", bytes(size))], "w:gz")
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.parquet"])
+def test_a_member_beyond_the_limit_is_not_unpacked(tmp_path, name):
+    (file,) = list_sources([bomb(tmp_path / name, 64 << 20)]).files
+    with pytest.raises(OSError, match=r"has 67,108,864 bytes, more than the limit of 1,000,000 \(--max-file-bytes\)"):
+        file.read(1_000_000)
+    assert len(file.read(64 << 20)[0]) == 64 << 20
+    if name != "a.parquet":  # Arrow's memory is not Python's
+        assert peak_bytes(lambda: refused(file, 1_000_000)) < 1_000_000
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_what_an_archive_unpacks_is_held_twice_at_most(tmp_path, name):
+    (file,) = list_sources([bomb(tmp_path / name, 32 << 20)]).files
+    assert peak_bytes(file.read) < 90 << 20
+
+
+def test_a_zip_member_gives_no_more_than_its_directory_says(tmp_path):
+    path = bomb(tmp_path / "a.zip", 64 << 20)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\1\2")
+    data[entry + 24 : entry + 28] = struct.pack("<L", 1000)
+    path.write_bytes(data)
+    (file,) = list_sources([path]).files
+    with pytest.raises(OSError, match="damaged in the zip"):
+        file.read(2000)
+    assert peak_bytes(lambda: refused(file, 2000)) < 1_000_000
+
+
+def test_keys_of_a_parquet_file_that_are_not_utf_8_are_escaped(tmp_path):
+    buffers = [None, pa.py_buffer(b"\0\0\0\0\4\0\0\0\6\0\0\0"), pa.py_buffer(b"a\xff\xfebcd")]
+    keys = pa.Array.from_buffers(pa.string(), 2, buffers)
+    path = write_parquet(tmp_path / "a.parquet", {"key": keys, "image": [b"1", b"22"]})
+    assert [(file.key, file.read()[0]) for file in list_sources([path]).files] == [
+        ("a\\xff\\xfeb", b"1"),
+        ("cd", b"22"),
+    ]
+
+
+def test_a_parquet_file_whose_schema_is_not_utf_8_is_one_failed_row(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", {"key": ["a"], "image": [b"1"]}, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"image", b"\xffmage"))
+    assert problems(list_sources([path]))["a.parquet"].startswith("cannot be listed: not a whole Parquet file (")
+
+
+def test_a_parquet_file_is_read_a_batch_at_a_time(tmp_path):
+    """With Arrow's default the whole row group would be read before its first row."""
+    rows = [number.to_bytes(2, "big") + bytes(1_000_000) for number in range(40)]
+    options = {"compression": "NONE", "use_dictionary": False, "write_batch_size": 1}
+    blob = Watched(local_blob(str(write_parquet(tmp_path / "a.parquet", {"image": rows}, **options))))
+    assert [file.read()[0] for file in list_parquet(blob).files] == rows
+    assert blob.largest < 3_000_000
+
+
+def test_one_failing_read_of_a_parquet_file_is_one_failed_row(tmp_path):
+    rows = [bytes([number]) * 1_000_000 for number in range(30)]
+    path = write_parquet(tmp_path / "a.parquet", {"image": rows}, row_group_size=5)
+    blob = Watched(local_blob(str(path)))
+    listing, errors = list_parquet(blob), []
+    for number, file in enumerate(listing.files):
+        blob.is_failing = number >= 12 and not errors
+        try:
+            assert file.read()[0] == rows[number]
+        except OSError as error:
+            errors.append(str(error))
+    assert errors == ["[Errno 5] no luck"]
+
+
+@dataclass(eq=False)
+class Watched:
+    """A file whose reads are watched, and fail at times."""
+
+    blob: object
+    is_failing: bool = False
+    largest: int = 0
+
+    def __getattr__(self, name):
+        return getattr(self.blob, name)
+
+    def read_at(self, offset, size):
+        self.largest = max(self.largest, size)
+        if self.is_failing:
+            raise OSError(5, "no luck")
+        return self.blob.read_at(offset, size)
+
+
+def test_a_list_names_files_by_their_paths_only(tmp_path):
+    (tmp_path / "l.txt").write_text("https://user:SECRET@host/a.jpg?sig=SECRET\nhttps://h/b.md?sig=SECRET\n")
+    listing = list_sources([tmp_path / "l.txt"])
+    assert problems(listing) == {"https://host/a.jpg": "a URL; a list names files by their paths from its own folder"}
+    assert listing.ignored == {".md": 1}
+
+
+def test_a_reason_can_be_written_whatever_the_name_of_the_archive(tmp_path):
+    path = write_tar(tmp_path / os.fsdecode(b"\xff.tar"), [member("a.jpg", b"a")])
+    (file,) = list_sources([path]).files
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(OSError, match=r"^\\xff\.tar changed since it was listed") as caught:
+        file.read()
+    str(caught.value).encode()

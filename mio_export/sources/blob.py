@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+from mio_export.sources.keys import key_of
+from mio_export.sources.listing import check_size
+
 _OPEN_FILES = 64
 _LOCAL_BUFFER_BYTES = 8192
 
@@ -44,12 +47,24 @@ class Blob(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Make sure that what was read so far is all of one version.
+
+        Raises:
+            OSError: the file changed since it was listed, or that cannot be told.
+        """
+        ...
+
 
 class Readable(Protocol):
     """What has bytes at positions."""
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes from ``offset`` on; fewer at the end."""
+        ...
+
+    def check(self) -> None:
+        """Make sure that what was read so far is all of one version; an OSError says that it is not."""
         ...
 
 
@@ -78,11 +93,14 @@ class LocalBlob:
         opened = _opened(self.path, self.size, self.mtime_ns)
         status = os.fstat(opened.descriptor)
         if (status.st_size, status.st_mtime_ns) != (self.size, self.mtime_ns):
-            raise OSError(f"{self.name} changed since it was listed; run it again")
+            raise OSError(f"{key_of(self.name)} changed since it was listed; run it again")
         data = os.pread(opened.descriptor, size, offset)
         while 0 < len(data) < size and (more := os.pread(opened.descriptor, size - len(data), offset + len(data))):
             data += more  # one call gives at most 2 GiB
         return data
+
+    def check(self) -> None:
+        """Nothing is left to do: each read looks."""
 
 
 def local_blob(path: str) -> LocalBlob:
@@ -106,13 +124,16 @@ class InBlob:
     size: int
     mtime_ns: int
 
-    def read(self) -> tuple[bytes, int]:
+    def read(self, max_bytes: int | None = None) -> tuple[bytes, int]:
         """Return its bytes and the time of its last change.
 
         Raises:
-            OSError: they cannot be read, or end too early.
+            OSError: they cannot be read, end too early, are more than ``max_bytes``, or the blob changed meanwhile.
         """
-        return read_whole(self.blob, self.offset, self.size), self.mtime_ns
+        check_size(self.size, max_bytes)
+        data = read_whole(self.blob, self.offset, self.size)
+        self.blob.check()
+        return data, self.mtime_ns
 
 
 def read_whole(blob: Readable, offset: int, size: int) -> bytes:

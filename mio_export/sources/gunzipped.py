@@ -23,6 +23,8 @@ _WINDOW_BYTES = 8 << 20
 _FIRST_SPACING_BYTES = 1 << 20
 _MOST_STATES = 512
 """Of about 45 kB each; when there are more, every other one is dropped."""
+_OUTPUT_BYTES = 1 << 20
+"""The most that comes out at once: 64 kB of input can stand for 64 MB."""
 _GZIP = 31
 
 
@@ -50,6 +52,7 @@ class Gunzipped:
         self.size = 0
         self._blob = blob
         self._lock = Lock()
+        self._is_unchecked = False
         self._input = file_of(blob, buffer_bytes=max(blob.buffer_bytes, _INPUT_BYTES))
         self._states = [_State(0, 0, zlib.decompressobj(_GZIP), False)]
         self._spacing = _FIRST_SPACING_BYTES
@@ -69,7 +72,19 @@ class Gunzipped:
                 if not self._advance(offset):
                     self.size = self._end
                     break
-            return bytes(self._window[offset - self._start : offset - self._start + size])
+            with memoryview(self._window) as window:
+                return bytes(window[offset - self._start : offset - self._start + size])
+
+    def check(self) -> None:
+        """Make sure that what was read so far is all of one version of the file.
+
+        Raises:
+            OSError: it changed since it was listed.
+        """
+        with self._lock:
+            if self._is_unchecked:
+                self._blob.check()
+                self._is_unchecked = False
 
     @property
     def _end(self) -> int:
@@ -85,29 +100,42 @@ class Gunzipped:
         """Decompress a little more; False at the end. Bytes well before ``needed`` are forgotten."""
         if self._is_broken:
             return False
-        self._input.seek(self._position)
-        data = self._input.read(_INPUT_BYTES)
+        data = self._next_input()
+        if not data and (rest := self._inflate.decompress(b"", _OUTPUT_BYTES)):
+            self._window += rest
+            return True
         if not data:
             self.problem = "its gzip stream is cut off" if self._is_inside else self.problem
             return False
-        if not self._is_inside and not data.strip(b"\0"):  # padding is allowed between members and at the end
-            self._position += len(data)
-            return True
         before = self._inflate.copy()
         try:
-            self._window += self._inflate.decompress(data)
+            content = self._inflate.decompress(data, _OUTPUT_BYTES)
         except zlib.error as error:
             self.problem = f"its gzip stream is damaged ({error})"
             self._window += _up_to_damage(before, data)
             self._is_broken = True
             return False
-        self._position += len(data) - len(self._inflate.unused_data)
+        self._window += content
+        self._position += len(data) - len(self._inflate.unused_data) - len(self._inflate.unconsumed_tail)
         self._is_inside = not self._inflate.eof
         if self._inflate.eof:
             self._inflate = zlib.decompressobj(_GZIP)
         self._forget(needed)
         self._remember()
         return True
+
+    def _next_input(self) -> bytes:
+        """Return what is to be decompressed next; nothing at the end, where zeros may be that fill up a block."""
+        while True:
+            self._input.seek(self._position)
+            data = self._input.read(_INPUT_BYTES)
+            self._is_unchecked = True
+            if self._is_inside or not data:
+                return data
+            if content := data.lstrip(b"\0"):  # padding is allowed between members, too
+                self._position += len(data) - len(content)
+                return content
+            self._position += len(data)
 
     def _forget(self, needed: int) -> None:
         excess = min(len(self._window) - _WINDOW_BYTES, needed - self._start)

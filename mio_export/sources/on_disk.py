@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mio_export.sources.keys import key_of
-from mio_export.sources.listing import SourceFile
+from mio_export.sources.limited import read_limited
+from mio_export.sources.listing import SourceFile, check_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,28 +21,33 @@ class OnDisk:
     relative: str
     """Path from there; where nothing in it is escaped, the very text of the key."""
 
-    def read(self) -> tuple[bytes, int]:
+    def read(self, max_bytes: int | None = None) -> tuple[bytes, int]:
         """Return a regular file's bytes and the time of its last change, in nanoseconds.
 
         Raises:
-            OSError: it cannot be opened, read, or is not a regular file.
+            OSError: it cannot be opened, read, is not a regular file, or has more than ``max_bytes``.
         """
-        data, status = read_file(os.path.join(self.folder, self.relative))
+        data, status = read_file(os.path.join(self.folder, self.relative), max_bytes)
         return data, status.st_mtime_ns
 
 
-def read_file(path: str | Path) -> tuple[bytes, os.stat_result]:
+def read_file(path: str | Path, max_bytes: int | None = None) -> tuple[bytes, os.stat_result]:
     """Return a regular file's bytes and its status at that moment; never waits on a pipe or a device.
 
+    Args:
+        path: of the file.
+        max_bytes: the most that are held in memory; None: no limit.
+
     Raises:
-        OSError: it cannot be opened, read, or is not a regular file.
+        OSError: it cannot be opened, read, is not a regular file, or has more than ``max_bytes``.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"not a regular file ({_kind(status.st_mode)})")
-        return file.read(), status
+        check_size(status.st_size, max_bytes)
+        return (file.read() if max_bytes is None else read_limited(file, status.st_size, max_bytes)), status
 
 
 def file_on_disk(relative: bytes, folder: str) -> SourceFile:

@@ -1,7 +1,9 @@
 """Images that lie as bytes in the rows of a Parquet file, as Hugging Face and webdataset's converters write them."""
 
+import re
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
@@ -9,15 +11,18 @@ from typing import Any
 
 from mio_export.sources.blob import Blob, file_of
 from mio_export.sources.keys import key_of
-from mio_export.sources.listing import Listing, SourceFile, in_order, unreadable
+from mio_export.sources.listing import Listing, SourceFile, check_size, in_order, unreadable
 
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "png")
 KEY_COLUMNS = ("key", "__key__", "path", "file_name")
 _BATCH_BYTES = 8 << 20
 _MOST_BATCH_ROWS = 64
 _KEPT_BATCHES = 8
+_KEPT_BYTES = 64 << 20
 _OPEN_FILES = 4
 _STREAM_BYTES = 1 << 20
+_MOST_PAGE_BYTES = 1 << 30
+"""Arrow is asked for no more by any honest page; a damaged one may claim 2 GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +51,14 @@ class _InParquet:
     row: int
     """In its row group."""
 
-    def read(self) -> tuple[bytes, int]:
+    def read(self, max_bytes: int | None = None) -> tuple[bytes, int]:
         """Return its bytes and the time of the file's last change.
 
         Raises:
-            OSError: they cannot be read.
+            OSError: they cannot be read, are more than ``max_bytes``, or the file changed meanwhile.
         """
-        import pyarrow as pa
-
-        try:
-            return _opened(self.table).read(self.row_group, self.row), self.table.blob.mtime_ns
-        except pa.ArrowException as error:
-            raise OSError(f"damaged in the Parquet file ({_line(error)})") from None
+        with _errors_of_arrow("damaged in the Parquet file"):
+            return _opened(self.table).read(self.row_group, self.row, max_bytes), self.table.blob.mtime_ns
 
 
 def list_parquet(blob: Blob) -> Listing:
@@ -71,12 +72,45 @@ def list_parquet(blob: Blob) -> Listing:
     Raises:
         OSError: it cannot be read, is damaged, or has no such column.
     """
+    with _errors_of_arrow("not a whole Parquet file"):
+        return _listed(blob)
+
+
+@contextmanager
+def _errors_of_arrow(what: str) -> Iterator[None]:
+    """Turn what Arrow raises on a damaged file into an OSError; what the file itself raises passes.
+
+    Arrow has exceptions of its own, and Python's for names that are not UTF-8, numbers out of range and the like.
+    """
     import pyarrow as pa
 
     try:
-        return _listed(blob)
-    except pa.ArrowException as error:
-        raise OSError(f"not a whole Parquet file ({_line(error)})") from None
+        yield
+    except MemoryError as error:  # ArrowMemoryError is one
+        if _claimed_bytes(error) <= _MOST_PAGE_BYTES:
+            raise
+        reason = _line(error)
+    except OSError:
+        raise
+    except (
+        pa.ArrowException,
+        ValueError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+        SystemError,
+    ) as error:
+        reason = _line(error)
+    else:
+        return
+    raise OSError(f"{what} ({reason})")
+
+
+def _claimed_bytes(error: MemoryError) -> int:
+    """Return how much memory was asked for, if the message says so: "malloc of size 2147483648 failed"."""
+    return max((int(number) for number in re.findall(r"\d{1,18}", str(error))), default=0)
 
 
 def _listed(blob: Blob) -> Listing:
@@ -111,7 +145,7 @@ def _keys_and_sizes(file: Any, row_group: int, table: _Table, columns: _Columns)
     names = [table.column] if columns.key is None else [table.column, columns.key]
     for batch in file.iter_batches(table.batch_rows, [row_group], names, use_threads=False):
         sizes = pc.binary_length(_column(batch, table.column)).to_pylist()
-        keys = [None] * len(sizes) if columns.key is None else _column(batch, columns.key).to_pylist()
+        keys = [None] * len(sizes) if columns.key is None else _names(_column(batch, columns.key))
         yield from zip(keys, sizes, strict=True)
 
 
@@ -146,6 +180,19 @@ def _column(batch: Any, name: str) -> Any:
     return pc.struct_field(batch.column(column), field) if field else batch.column(column)
 
 
+def _names(column: Any) -> list[object]:
+    """Return keys; those of text as bytes, as nobody has checked that they are UTF-8."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())
+    elif pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return list(column.to_pylist())
+
+
 def _text(key: object) -> str:
     return key_of(key if isinstance(key, bytes) else str(key))
 
@@ -168,29 +215,50 @@ class _Rows:
         self._batches: Iterator[Any] = iter(())
         self._kept: deque[tuple[int, int, Any]] = deque(maxlen=_KEPT_BATCHES)
 
-    def read(self, row_group: int, row: int) -> bytes:
+    def read(self, row_group: int, row: int, max_bytes: int | None) -> bytes:
         """Return the bytes of a row."""
         with self._lock:
             for group, first, column in self._kept:
                 if group == row_group and first <= row < first + len(column):
-                    return bytes(column[row - first].as_py())
+                    return _bytes(column[row - first], max_bytes)
             if row_group != self._row_group or row < self._next_row:
                 self._begin(row_group)
-            return self._forward(row)
+            return _bytes(self._forward(row), max_bytes)
 
     def _begin(self, row_group: int) -> None:
         table = self._table
         self._batches = self._file.iter_batches(table.batch_rows, [row_group], [table.column], use_threads=False)
         self._row_group, self._next_row = row_group, 0
 
-    def _forward(self, row: int) -> bytes:
-        for batch in self._batches:
-            column, first = _column(batch, self._table.column), self._next_row
-            self._kept.append((self._row_group, first, column))
-            self._next_row += len(column)
-            if row < self._next_row:
-                return bytes(column[row - first].as_py())
-        raise OSError(f"row group {self._row_group} ends before its row {row:,}")
+    def _forward(self, row: int) -> Any:
+        first, column = self._next_row, ()  # type: tuple[int, Any]
+        try:
+            while row >= self._next_row:
+                column, first = _column(next(self._batches), self._table.column), self._next_row
+                self._keep(first, column)
+                self._next_row += len(column)
+            self._table.blob.check()
+        except StopIteration:
+            raise OSError(f"row group {self._row_group} ends before its row {row:,}") from None
+        except BaseException:
+            self._row_group = -1  # what has failed cannot go on; the next row begins again
+            self._kept.clear()
+            raise
+        return column[row - first]
+
+    def _keep(self, first: int, column: Any) -> None:
+        """Keep a batch for the rows beside it, with as few others as their bytes allow."""
+        self._kept.append((self._row_group, first, column))
+        while len(self._kept) > 1 and sum(column.nbytes for _, _, column in self._kept) > _KEPT_BYTES:
+            self._kept.popleft()
+
+
+def _bytes(cell: Any, max_bytes: int | None) -> bytes:
+    data = cell.as_buffer()
+    if data is None:
+        raise OSError("the row holds no image bytes (null)")
+    check_size(data.size, max_bytes)
+    return bytes(data.to_pybytes())
 
 
 @lru_cache(maxsize=_OPEN_FILES)
@@ -201,7 +269,9 @@ def _opened(table: _Table) -> _Rows:
 def _open(blob: Blob) -> Any:
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(file_of(blob, size=blob.size, buffer_bytes=blob.buffer_bytes), buffer_size=_STREAM_BYTES)
+    file = file_of(blob, size=blob.size, buffer_bytes=blob.buffer_bytes)
+    # with pre_buffer, a whole row group is read before its first row
+    return pq.ParquetFile(file, buffer_size=_STREAM_BYTES, pre_buffer=False)
 
 
 def _line(error: Exception) -> str:

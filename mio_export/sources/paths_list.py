@@ -1,13 +1,18 @@
 """A text file that lists images, one path a line."""
 
+import re
 from collections.abc import Callable
 
+from mio_export.formats import image_suffixes
+from mio_export.secrets import without_secrets
 from mio_export.sources.blob import Blob, read_whole
 from mio_export.sources.keys import key_of
-from mio_export.sources.listing import Listing, SourceFile, in_order
-from mio_export.sources.suffixes import image_suffixes, suffix_of
+from mio_export.sources.listing import Listing, SourceFile, in_order, unreadable
+from mio_export.sources.suffixes import suffix_of
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ADDRESS = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
+_NOT_FOLLOWED = "a URL; a list names files by their paths from its own folder"
 
 
 def list_paths(blob: Blob, find: Callable[[bytes], SourceFile]) -> Listing:
@@ -27,13 +32,15 @@ def list_paths(blob: Blob, find: Callable[[bytes], SourceFile]) -> Listing:
         if not line.strip() or line.startswith(b"#"):
             continue
         path = line.removeprefix(b"./")
+        if is_address := _ADDRESS.match(path):
+            path = without_secrets(path.decode(errors="surrogateescape")).encode(errors="surrogateescape")
         suffix = suffix_of(key_of(path))
         if suffix not in suffixes:
             listing.ignored[suffix] += 1
         elif key_of(path) in files:
             listing.replaced[key_of(blob.name)] += 1
         else:
-            files[key_of(path)] = find(path)
+            files[key_of(path)] = unreadable(key_of(path), _NOT_FOLLOWED) if is_address else find(path)
     listing.files = in_order(files)
     return listing
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mio_export.errors import UsageError
+from mio_export.secrets import without_secrets
 from mio_export.sources.blob import Blob, local_blob
 from mio_export.sources.folder import list_images
 from mio_export.sources.keys import key_of
@@ -12,7 +13,7 @@ from mio_export.sources.listing import Listing, SourceFile, unreadable
 from mio_export.sources.on_disk import file_on_disk
 from mio_export.sources.parquet import list_parquet
 from mio_export.sources.paths_list import list_paths
-from mio_export.sources.remote import is_url, list_remote_folder, open_url, url_name, without_query
+from mio_export.sources.remote import is_url, list_remote_folder, open_url, url_name
 from mio_export.sources.tar import list_tar
 from mio_export.sources.zip import list_zip
 
@@ -57,7 +58,7 @@ def list_sources(specs: Sequence[str | Path]) -> Listing:
 
 def named(specs: Sequence[str | Path]) -> str:
     """Return sources in words, without what may be secret in a URL."""
-    return ", ".join(without_query(spec) if isinstance(spec, str) and is_url(spec) else str(spec) for spec in specs)
+    return ", ".join(without_secrets(spec) if isinstance(spec, str) and is_url(spec) else str(spec) for spec in specs)
 
 
 def _listed(spec: str | Path) -> Listing:
@@ -82,7 +83,7 @@ def _listed_url(url: str) -> Listing:
     if remote.is_folder:
         return list_remote_folder(remote)
     if ending is None:
-        raise UsageError(f"{without_query(url)} is not a folder of images; a source is {_ALLOWED}")
+        raise UsageError(f"{without_secrets(url)} is not a folder of images; a source is {_ALLOWED}")
     return _contents(ending, remote.name, remote.blob, remote.find)
 
 
@@ -92,9 +93,11 @@ def _contents(ending: str, name: str, open: Callable[[], Blob], find: Callable[[
     try:
         blob = open()
         size, mtime_ns = blob.size, blob.mtime_ns
-        return list_paths(blob, find) if ending in _LISTS else _ARCHIVES[ending](blob)
+        listing = list_paths(blob, find) if ending in _LISTS else _ARCHIVES[ending](blob)
+        blob.check()
+        return listing
     except OSError as error:
-        key, reason = key_of(name), error.strerror or str(error)
+        key, reason = key_of(name), without_secrets(error.strerror or str(error))
         row = unreadable(key, f"cannot be listed: {reason}", size=size, mtime_ns=mtime_ns)
         return Listing(files=[row], unlisted=[f"{key}: cannot be listed ({reason})"])
 

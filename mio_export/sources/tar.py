@@ -1,23 +1,23 @@
 """A tar file, indexed in one pass and read in place; nothing in it is ever unpacked to the disk."""
 
+import math
 import posixpath
 import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from mio_export.formats import image_suffixes
 from mio_export.sources.blob import Blob, InBlob, file_of
 from mio_export.sources.gunzipped import Gunzipped
 from mio_export.sources.keys import key_of
-from mio_export.sources.listing import Listing, SourceFile, in_order, unreadable
-from mio_export.sources.suffixes import image_suffixes, suffix_of
+from mio_export.sources.listing import Listing, SourceFile, in_order, known_ns, unreadable
+from mio_export.sources.suffixes import suffix_of
 from mio_export.sources.tar_entries import DAMAGES, tar_entries
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _MOST_LINKS = 40
 """In a row, as Linux has it."""
 _NS = 1_000_000_000
-_LATEST_S = 1 << 33
-"""The year 2242; times in nanoseconds beyond 2262 fit no int64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def _plain(name: str) -> str:
 
 
 def _mtime_ns(header: tarfile.TarInfo) -> int:
-    return int(header.mtime) * _NS if 0 <= header.mtime < _LATEST_S else 0
+    return known_ns(int(header.mtime) * _NS) if math.isfinite(header.mtime) else 0
 
 
 def _unended(file: BinaryIO) -> str | None:
