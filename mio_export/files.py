@@ -1,17 +1,28 @@
 """Files and folders that appear whole or not at all, and their hashes."""
 
 import ctypes
-import glob
+import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
+import socket
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from mio_export.errors import UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_MAX_NAME_BYTES = 255
+_LEFTOVER_S = 24 * 60 * 60
+"""Whoever wrote a staging name may still be at work, here or on another machine, until it is this old."""
+_HOST = re.sub(r"[^A-Za-z0-9]+", "", socket.gethostname())[:24] or "host"
+_STAGING = re.compile(r"\..+\.tmp-(?P<host>[A-Za-z0-9]+)-(?P<process>[0-9]+)-[0-9a-f]{8}", re.DOTALL)
 
 
 def sha256_file(path: Path) -> str:
@@ -25,13 +36,32 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mio-export"
 
 
+def behind_links(path: Path) -> Path:
+    """Return the path that a link stands for, whether or not something is there; another path as it is.
+
+    Raises:
+        OSError: the links go in a circle.
+    """
+    if not path.is_symlink():
+        return path
+    real = Path(os.path.realpath(path))
+    if real.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return real
+
+
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; what is written there is synced and renamed, or removed on an error."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Yield a temporary path beside ``path``; what is written there is synced and renamed, or removed on an error.
+
+    A link at ``path`` stays: what it stands for is written.
+    """
+    path = behind_links(path)
+    temporary = _staging_name(path, "tmp")
     try:
         yield temporary
         sync(temporary)
+        _clear_leftovers(temporary, path)
         temporary.replace(path)
         sync(path.parent)
     except BaseException:
@@ -46,26 +76,34 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
+def staged_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield an empty temporary folder beside ``path`` that takes its place at the end, or is removed on an error.
 
-    A folder that already lies at ``path`` is exchanged in one step where the system can do so (Linux). What a killed
-    process left behind is cleared away.
+    A folder that already lies at ``path`` is exchanged in one step where the system can do so (Linux). A link at
+    ``path`` stays: what it stands for is written. Several writers of one path do not disturb each other, and the last
+    one to finish counts. What a killed process left behind is cleared away after a day.
+
+    Args:
+        path: where the folder goes.
+        replace: whether a folder that holds something may be replaced.
+
+    Raises:
+        UsageError: at the end something lies at ``path`` that may not be replaced.
     """
+    path = behind_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}.tmp-"
-    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-        if not _is_running(left.name.removeprefix(prefix)):
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = path.with_name(f"{prefix}{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _staging_name(path, "tmp")
     temporary.mkdir()
     try:
+        _clear_leftovers(temporary, path)
         yield temporary
         for file in temporary.rglob("*"):
             sync(file)
         sync(temporary)
-        _take_place(temporary, path)
+        if replace:
+            _take_place(temporary, path)
+        else:
+            _take_free_place(temporary, path)
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -80,14 +118,55 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _is_running(process_id: str) -> bool:
-    try:
-        os.kill(int(process_id), 0)
-    except (ValueError, ProcessLookupError):
+def _staging_name(path: Path, kind: str) -> Path:
+    """Return a name beside ``path`` that no other process, here or on another machine, chooses."""
+    end = f".{kind}-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    name = os.fsencode(path.name)[: _MAX_NAME_BYTES - len(end) - 1].decode("utf-8", "ignore")
+    return path.with_name(f".{name}{end}")
+
+
+def _clear_leftovers(own: Path, path: Path) -> None:
+    """Remove what processes killed more than a day ago left beside ``path``.
+
+    The age is measured by the disk's own clock, which gave ``own`` its time just now.
+    """
+    now = own.stat().st_mtime
+    older_names = re.compile(re.escape(f".{path.name}.tmp") + r"(?:-[0-9]+)?")  # as earlier versions named them
+    with os.scandir(path.parent) as entries:
+        found = [entry for entry in entries if _STAGING.fullmatch(entry.name) or older_names.fullmatch(entry.name)]
+    for entry in found:
+        left = path.parent / entry.name
+        if left == own or _is_running(entry.name) or now - _newest_change(left) < _LEFTOVER_S:
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with suppress(OSError):  # another process was faster, or it is not ours to remove
+                left.unlink()
+
+
+def _is_running(name: str) -> bool:
+    """Whether the process that chose a staging name is known to run on this machine."""
+    found = _STAGING.fullmatch(name)
+    if found is None or found["host"] != _HOST:
         return False
+    try:
+        os.kill(int(found["process"]), 0)
     except PermissionError:
         return True
+    except (OverflowError, ProcessLookupError):
+        return False
     return True
+
+
+def _newest_change(path: Path) -> float:
+    """Return when a path, or for a folder anything in it, was last changed; now if that cannot be said."""
+    try:
+        status = path.lstat()
+        within = path.rglob("*") if stat.S_ISDIR(status.st_mode) else ()
+        return max([status.st_mtime, *(inner.lstat().st_mtime for inner in within)])
+    except OSError:
+        return float("inf")  # it vanished, or may not be read
 
 
 def _take_place(new: Path, path: Path) -> None:
@@ -95,10 +174,20 @@ def _take_place(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
     elif not _exchange(new, path):
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        old = _staging_name(path, "old")
         path.rename(old)
         new.rename(path)
         old.rename(new)
+
+
+def _take_free_place(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path``, unless something lies there."""
+    try:
+        new.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        raise UsageError(f"{path} exists by now; choose another -o") from None
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -111,4 +200,4 @@ def _exchange(first: Path, second: Path) -> bool:
     return bool(rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
 
 
-__all__ = ["cache_folder", "sha256_file", "staged_file", "staged_folder", "sync", "write_text"]
+__all__ = ["behind_links", "cache_folder", "sha256_file", "staged_file", "staged_folder", "sync", "write_text"]

@@ -13,7 +13,7 @@ from mio_export.metrics import HEADLINE_K
 from mio_export.preprocess import Preprocess, preprocess_from_dict
 from mio_export.provenance import read_provenance
 from mio_export.schema import validated
-from mio_export.store import FAILED, OK, STORE, Row, StoreInfo, read_info, read_rows
+from mio_export.store import DUPLICATE, FAILED, STORE, Row, Span, StoreInfo, read_info, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,13 +131,16 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 def _describe_store(info: StoreInfo, rows: list[Row]) -> Description:
     counts = Counter(row.status for row in rows)
-    reasons = Counter(row.reason for row in rows if row.reason)
+    reasons = Counter(row.reason for row in rows if row.status == FAILED)
+    num_ok = len(rows) - counts[FAILED]
     lines = [
-        ("store", f"{len(rows):,} files: {counts[OK]:,} embedded, {counts[FAILED]:,} failed"),
+        ("store", f"{len(rows):,} files: {num_ok:,} embedded, {counts[FAILED]:,} failed"),
+        *_duplicates(counts[DUPLICATE]),
         ("vectors", f"float32, {info.embedding_dim} dimensions, {_norm(info.normalized)}"),
         ("made by", f"{info.bundle}: {info.artifact_file} ({info.precision}), {info.runtime} on {info.device}"),
         ("space", info.space),
         ("settings", f"decode {info.decode}, batch size {info.batch_size}, shard size {info.shard_size:,}"),
+        *[("versions", _span(span)) for span in info.spans],
         *[("failed", f"{count:,} x {reason}") for reason, count in reasons.most_common(10)],
     ]
     values = {
@@ -146,3 +149,12 @@ def _describe_store(info: StoreInfo, rows: list[Row]) -> Description:
         "failed": [asdict(row) for row in rows if row.status == FAILED],
     }
     return Description(kind="store", lines=tuple(lines), values=values)
+
+
+def _duplicates(count: int) -> list[tuple[str, str]]:
+    return [("duplicates", f"{count:,} have the bytes, and so the vector, of another file")] if count else []
+
+
+def _span(span: Span) -> str:
+    versions = ", ".join(f"{name} {text}" for name, text in span.versions.items()) or "not recorded"
+    return f"from shard {span.first_shard:,} on: {versions}"

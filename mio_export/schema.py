@@ -57,7 +57,7 @@ def parse_json(text: bytes, model: type[T], *, where: Path, newest: int) -> T:
     try:
         values = json.loads(text)
         version = int(values["schema_version"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise GateError(f"{where} is damaged: not the JSON that it should be") from None
     if version > newest:
         update = "update with: pip install -U mio-export"

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,12 +12,13 @@ import torch
 from PIL import Image
 
 from mio_export.embedding import embed
-from mio_export.errors import GateError, UsageError
+from mio_export.errors import GateError, MissingBackendError, UsageError
 from mio_export.exporting import export
 from mio_export.models import build_encoder
 from mio_export.preprocess import Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes.onnxruntime import OnnxRuntime
+from mio_export.runtimes.openvino import OpenVINORuntime
 from mio_export.store import load_embeddings, read_rows, shard_paths
 
 
@@ -110,7 +113,7 @@ def test_too_many_failures_are_refused_and_nothing_is_lost(bundle, copies, tmp_p
     assert len(load_embeddings(tmp_path / "out").keys) == 3
 
 
-@pytest.mark.parametrize("limit", ["x", "-1", "101%", "1.5"])
+@pytest.mark.parametrize("limit", ["x", "-1", "101%", "1.5", "nan%", "inf%", "1e400%", "-1%", "nan", "inf", "%", ""])
 def test_a_limit_that_is_none_is_a_usage_error(bundle, photos, tmp_path, limit):
     with pytest.raises(UsageError, match="max_failures must be a number of files or a share such as 5%"):
         embed(bundle.path, photos, tmp_path / "out", max_failures=limit)
@@ -173,31 +176,70 @@ def test_small_images_leave_nothing_to_scale(bundle, photos, tmp_path):
         embed(bundle.path, photos, tmp_path / "x", decode="half")
 
 
-def test_auto_takes_the_fastest_proved_artifact_once(bundle, photos, tmp_path, monkeypatch):
-    from mio_export.runtimes.torch_eager import TorchRuntime
+@pytest.fixture(scope="module")
+def two_runtimes(tmp_path_factory, encoder, photos):
+    """A bundle that ONNX Runtime and OpenVINO run, and TorchScript."""
+    path = tmp_path_factory.mktemp("bundle") / "encoder.mio"
+    return export(encoder, path, formats=("onnx", "openvino", "torchscript"), images=photos, max_batch=32).bundle
 
-    def slow(self, images):
-        import time
 
+def slowed(monkeypatch, runtime):
+    original = runtime._run
+
+    def run(self, images):
         time.sleep(0.05)
         return original(self, images)
 
-    original = TorchRuntime._run
-    monkeypatch.setattr(TorchRuntime, "_run", slow)
-    said = Said()
-    assert embed(bundle.path, photos, tmp_path / "a", progress=said).info.runtime == "onnxruntime"
+    monkeypatch.setattr(runtime, "_run", run)
+
+
+def test_auto_takes_the_fastest_proved_artifact_once(two_runtimes, photos, tmp_path, monkeypatch):
+    said, bundle = Said(), two_runtimes.path
+    slowed(monkeypatch, OpenVINORuntime)
+    assert embed(bundle, photos, tmp_path / "a", progress=said).info.runtime == "onnxruntime"
     assert any(line.startswith("the fastest proved artifact here: onnxruntime") for line in said.lines)
     monkeypatch.undo()
-    original_onnx = OnnxRuntime._run
-    monkeypatch.setattr(OnnxRuntime, "_run", lambda self, images: (slow_onnx(), original_onnx(self, images))[1])
-    assert embed(bundle.path, photos, tmp_path / "b").info.runtime == "torchscript"
-    assert embed(bundle.path, photos, tmp_path / "a").info.runtime == "onnxruntime"  # what was settled is kept
+    slowed(monkeypatch, OnnxRuntime)
+    assert embed(bundle, photos, tmp_path / "b").info.runtime == "openvino"
+    assert embed(bundle, photos, tmp_path / "a").info.runtime == "onnxruntime"  # what was settled is kept
 
 
-def slow_onnx():
-    import time
+def test_auto_never_opens_what_may_hold_code(two_runtimes, photos, tmp_path, monkeypatch):
+    from mio_export.runtimes import registry
 
-    time.sleep(0.05)
+    opened, original = [], registry.open_file
+    monkeypatch.setattr(
+        registry,
+        "open_file",
+        lambda runtime, *args, **options: (opened.append(runtime), original(runtime, *args, **options))[1],
+    )
+    slowed(monkeypatch, OnnxRuntime)
+    slowed(monkeypatch, OpenVINORuntime)
+    embed(two_runtimes.path, photos, tmp_path / "a")
+    embed(two_runtimes.path, photos, tmp_path / "b", shard="1/1")
+    assert set(opened) == {"onnxruntime", "openvino"}
+    few = tmp_path / "few"
+    shutil.copytree(photos / "temple", few / "temple")
+    assert embed(two_runtimes.path, few, tmp_path / "named", runtime="torchscript").info.runtime == "torchscript"
+    assert embed(two_runtimes.path, few, tmp_path / "named").num_embedded == 0  # nothing is opened
+    shutil.copytree(photos / "flower", few / "flower")
+    with pytest.raises(UsageError, match=r"begun with torchscript, .* if you trust the bundle, add --runtime torchscr"):
+        embed(two_runtimes.path, few, tmp_path / "named")
+    assert embed(two_runtimes.path, few, tmp_path / "named", runtime="torchscript").num_embedded == 12
+
+
+def test_a_part_takes_the_first_runtime_that_is_installed_and_proved(two_runtimes, photos, tmp_path, monkeypatch):
+    slowed(monkeypatch, OnnxRuntime)  # nothing is measured
+    assert embed(two_runtimes.path, photos, tmp_path / "a", shard="1/1").info.runtime == "onnxruntime"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert embed(two_runtimes.path, photos, tmp_path / "b", shard="1/1").info.runtime == "openvino"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert embed(two_runtimes.path, photos, tmp_path / "c", shard="1/1").info.runtime == "torch"
+    with pytest.raises(UsageError, match="holds no proved int8 artifact"):
+        embed(two_runtimes.path, photos, tmp_path / "d", shard="1/1", precision="int8")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingBackendError, match="runtime onnxruntime needs onnxruntime, which is not installed: pip"):
+        embed(two_runtimes.path, photos, tmp_path / "e", shard="1/1")
 
 
 def test_a_refused_run_says_which_limit(bundle, tmp_path):

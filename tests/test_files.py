@@ -1,3 +1,4 @@
+import os
 import signal
 import stat
 import subprocess
@@ -6,6 +7,7 @@ import time
 
 import pytest
 
+from mio_export.errors import UsageError
 from mio_export.files import sha256_file, staged_file, staged_folder, write_text
 
 
@@ -48,6 +50,7 @@ def test_a_folder_that_is_replaced_over_and_over_exists_at_every_moment(tmp_path
     code = """
 import sys
 from pathlib import Path
+from mio_export.errors import UsageError
 from mio_export.files import staged_folder
 for number in range(10_000):
     with staged_folder(Path(sys.argv[1])) as folder:
@@ -65,9 +68,112 @@ for number in range(10_000):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert (target / "a").read_text() == (target / "b").read_text()
+    left = [path for path in tmp_path.iterdir() if path != target]
+    write_text(tmp_path / "other", "")
+    assert all(path.exists() for path in left)  # whoever made it may still be at work on another machine
+    for path in left:
+        make_older(path, days=1.1)
     with staged_folder(target):
-        assert len(names(tmp_path)) == 2  # what the killed process left is gone
-    assert names(tmp_path) == ["folder"]
+        assert len(names(tmp_path)) == 3  # what the killed process left is gone
+    assert names(tmp_path) == ["folder", "other"]
+
+
+def make_older(path, *, days):
+    changed = time.time() - days * 86400
+    for inner in [*path.rglob("*"), path]:
+        os.utime(inner, (changed, changed))
+
+
+def test_two_writers_of_one_path_do_not_disturb_each_other(tmp_path):
+    with staged_folder(tmp_path / "b") as first:
+        (first / "one").write_text("1")
+        with staged_folder(tmp_path / "b") as second:
+            assert (first / "one").exists()
+            (second / "two").write_text("2")
+        (first / "three").write_text("3")
+    assert names(tmp_path / "b") == ["one", "three"]
+    with staged_file(tmp_path / "f") as one:
+        one.write_text("the first, which ends last")
+        write_text(tmp_path / "f", "the second")
+    assert (tmp_path / "f").read_text() == "the first, which ends last"
+    assert names(tmp_path) == ["b", "f"]
+
+
+@pytest.mark.parametrize("name", [".c.tmp-999999", ".c.tmp", ".c.tmp-elsewhere-999999-0123abcd"])
+def test_what_another_machine_may_be_writing_is_kept_for_a_day(tmp_path, name):
+    left = tmp_path / name
+    left.mkdir()
+    (left / "weights").write_text("being written on another machine")
+    with staged_folder(tmp_path / "c"):
+        pass
+    assert left.exists()
+    make_older(left, days=0.9)
+    with staged_folder(tmp_path / "c"):
+        pass
+    assert left.exists()
+    make_older(left, days=1.1)
+    os.utime(left / "weights")  # a large file takes more than a day
+    with staged_folder(tmp_path / "c"):
+        pass
+    assert left.exists()
+    make_older(left, days=1.1)
+    with staged_folder(tmp_path / "c"):
+        pass
+    assert names(tmp_path) == ["c"]
+
+
+def test_what_a_killed_writer_of_a_file_left_is_cleared_after_a_day(tmp_path):
+    for name in (".f.tmp", ".f.tmp-elsewhere-999999-0123abcd"):
+        (tmp_path / name).write_text("half")
+        make_older(tmp_path / name, days=1.1)
+    (tmp_path / ".mine.tmp-x").write_text("not one of ours")
+    make_older(tmp_path / ".mine.tmp-x", days=9)
+    write_text(tmp_path / "f", "whole")
+    assert names(tmp_path) == [".mine.tmp-x", "f"]
+
+
+def test_behind_a_link_the_file_or_folder_is_written_and_the_link_stays(tmp_path):
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "a").write_text("old")
+    (tmp_path / "real").write_text("old")
+    for link, target in (("current", "v1"), ("link", "real"), ("dangling", "deep/v2"), ("nothing", "later")):
+        (tmp_path / link).symlink_to(target)
+    for name in ("current", "dangling"):
+        with staged_folder(tmp_path / name) as folder:
+            (folder / "a").write_text("new")
+        assert (tmp_path / name / "a").read_text() == "new"
+    for name in ("link", "nothing"):
+        write_text(tmp_path / name, "new")
+    assert names(tmp_path) == ["current", "dangling", "deep", "later", "link", "nothing", "real", "v1"]
+    assert [(tmp_path / name).is_symlink() for name in ("current", "dangling", "link", "nothing")] == [True] * 4
+    assert ((tmp_path / "real").read_text(), (tmp_path / "later").read_text()) == ("new", "new")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        write_text(tmp_path / "circle", "")
+    assert (tmp_path / "circle").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ä" * 127])
+def test_the_longest_name_can_be_staged(tmp_path, name):
+    write_text(tmp_path / name, "a")
+    (tmp_path / name).unlink()
+    with staged_folder(tmp_path / name):
+        pass
+    assert names(tmp_path) == [name]
+
+
+def write_while_another_is_faster(path):
+    with staged_folder(path, replace=False) as folder:
+        (folder / "a").write_text("late")
+        path.mkdir()
+        (path / "a").write_text("early")
+
+
+def test_a_folder_that_came_meanwhile_is_not_replaced_if_that_is_not_wanted(tmp_path):
+    with pytest.raises(UsageError, match="new exists by now; choose another -o"):
+        write_while_another_is_faster(tmp_path / "new")
+    assert (tmp_path / "new" / "a").read_text() == "early"
+    assert names(tmp_path) == ["new"]
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):

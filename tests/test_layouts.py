@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mio_export import embed, load_embeddings
-from mio_export.errors import GateError, MioError, UsageError
+from mio_export.errors import GateError, MioError, SpaceError, UsageError
 from mio_export.layouts import write_layout
-from mio_export.store import FAILED, OK, Row, read_info, read_rows, shard_paths, write_info, write_shard
+from mio_export.store import FAILED, OK, Row, prune, read_info, read_rows, shard_paths, write_info, write_shard
 
-IDENTITY = ("space", "artifact_sha256", "precision", "decode")
+IDENTITY = ("space", "artifact_sha256", "precision", "decode", "runtime")
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,8 @@ def test_a_shard_of_another_space_is_refused(synthetic, out):
     store = synthetic(num_shards=3)
     write_info(store, replace(read_info(store), precision="int8"))
     with pytest.raises(
-        GateError, match=r"shard-000000.parquet holds vectors of another precision than .*store.json says"
+        SpaceError,
+        match=r"shard-000000.parquet holds vectors of another precision than store.json says: fp32, not int8",
     ):
         write_layout(store, out)
 
@@ -246,10 +247,9 @@ def test_a_store_pruned_meanwhile_is_noticed(synthetic, out, monkeypatch):
     store = synthetic()
     find = writing.find_shards
 
-    def then_another_writes(paths, info):
-        shards = find(paths, info)
-        table = pq.read_table(paths[0])
-        pq.write_table(table.slice(1), paths[0])
+    def then_another_writes(snapshot):
+        shards = find(snapshot)
+        prune(store, frozenset(row.key for row in read_rows(store)[1:]))
         return shards
 
     monkeypatch.setattr(writing, "find_shards", then_another_writes)

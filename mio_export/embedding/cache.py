@@ -15,8 +15,18 @@ from mio_export.store import StoreInfo, Vector
 _WAIT_S = 60
 
 
+def _made_by(info: StoreInfo) -> list[str]:
+    """Return everything that decides a vector: what a cache holds must be what would be computed."""
+    versions = info.spans[-1].versions if info.spans else {}
+    return [*info.identity.values(), info.device, *(f"{name} {text}" for name, text in sorted(versions.items()))]
+
+
 class Cache:
-    """A SQLite file in a folder, one for each identity of vectors; threads and processes may use it at once.
+    """A SQLite file in a folder, one for each way to compute vectors; threads and processes may use it at once.
+
+    Args:
+        folder: where it lies.
+        info: of the store; its identity, its device and the versions of its last span are the file's name.
 
     Raises:
         MioError: it is damaged, or cannot be written.
@@ -24,7 +34,7 @@ class Cache:
 
     def __init__(self, folder: Path, info: StoreInfo) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256("\n".join(info.identity.values()).encode()).hexdigest()[:32]
+        name = hashlib.sha256("\n".join(_made_by(info)).encode()).hexdigest()[:32]
         self.path = folder / f"{name}.sqlite"
         self._lock = threading.Lock()
         with self._one_line():

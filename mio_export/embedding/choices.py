@@ -1,5 +1,6 @@
 """What ``auto`` stands for, settled once for a store: the fastest proved artifact, and how to decode large JPEGs."""
 
+import importlib.util
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from mio_export.bundle import Bundle
-from mio_export.errors import MioError
+from mio_export.errors import GateError, MissingBackendError, UsageError
 from mio_export.parity.report import relative_errors
 from mio_export.preprocess import DecodeError, Preprocess
 from mio_export.progress import Progress
-from mio_export.runtimes import Choice, Runtime, choose
-from mio_export.runtimes.registry import choice_of, open_choice
+from mio_export.runtimes import BACKENDS, Choice, Runtime, choose
+from mio_export.runtimes.registry import NAMED_ONLY, backend_of, choice_of, open_choice
 from mio_export.sources import SourceFile, spread
 
 _ROUNDS = 3
@@ -31,6 +32,8 @@ MIN_SCALED_COSINE = 0.995
 def fastest(bundle: Bundle, *, precision: str = "auto", device: str, progress: Progress) -> Choice:
     """Return the proved artifact that embeds fastest here; they take turns on a few batches of noise.
 
+    Formats that may hold code (``NAMED_ONLY``) are never opened unless they are named.
+
     Args:
         bundle: whose artifacts.
         precision: the one that is asked for; ``auto``: fp32, since the others lose something.
@@ -42,7 +45,12 @@ def fastest(bundle: Bundle, *, precision: str = "auto", device: str, progress: P
         MissingBackendError: the device is not there.
     """
     first = choose(bundle, precision=precision, device=device)
-    proved = [a for a in bundle.manifest.artifacts if (a.precision, a.parity.verdict) == (first.precision, "proved")]
+    proved = [
+        artifact
+        for artifact in bundle.manifest.artifacts
+        if (artifact.precision, artifact.parity.verdict) == (first.precision, "proved")
+        and backend_of(artifact.format) not in NAMED_ONLY
+    ]
     if len(proved) < 2:
         return first
     size = min(_MAX_BATCH, bundle.manifest.max_batch)
@@ -52,8 +60,11 @@ def fastest(bundle: Bundle, *, precision: str = "auto", device: str, progress: P
         for artifact in proved:
             try:
                 choice = choice_of(artifact, device=device)
+            except (GateError, MissingBackendError):
+                continue  # not proved on this device, or it cannot run here; ``first`` is and can
+            try:
                 runtime = stack.enter_context(open_choice(bundle, choice))
-            except MioError:
+            except MissingBackendError:
                 continue  # what is not installed here cannot be the fastest
             runtime.embed(images)
             running.append((choice, runtime))
@@ -70,6 +81,47 @@ def fastest(bundle: Bundle, *, precision: str = "auto", device: str, progress: P
     rates = [f"{choice.runtime} {size / s:,.0f}/s" for (choice, _), s in zip(running, best, strict=True)]
     progress.line(f"the fastest proved artifact here: {', '.join(rates)}")
     return running[int(best.argmin())][0]
+
+
+def first_installed(bundle: Bundle, *, precision: str = "auto", device: str) -> Choice:
+    """Return the first of ``BACKENDS`` that is installed and whose artifact is proved; nothing is measured.
+
+    So the parts of a collection choose alike on machines that are alike. Formats that may hold code (``NAMED_ONLY``)
+    are passed over.
+
+    Args:
+        bundle: whose artifacts.
+        precision: the one that is asked for; ``auto``: fp32.
+        device: as for ``choose``.
+
+    Raises:
+        UsageError: a name is not known, or no artifact of the precision is proved.
+        MissingBackendError: nothing that could run it is installed, or the device is not there.
+        GateError: the artifact was not proved on the device.
+    """
+    missing: MissingBackendError | None = None
+    for name, backend in BACKENDS.items():
+        if name in NAMED_ONLY:
+            continue
+        is_installed = importlib.util.find_spec(backend.module) is not None
+        try:
+            choice = choose(bundle, name, precision=precision, device=device if is_installed else "cpu")
+            if is_installed:
+                return choice
+        except UsageError:
+            continue  # no such artifact is proved
+        except MissingBackendError as error:
+            missing = missing or error
+        except GateError:
+            if is_installed:
+                raise
+        if not is_installed:
+            missing = missing or MissingBackendError(
+                f"runtime {name} needs {backend.module}, which is not installed: {backend.install}"
+            )
+    if missing:
+        raise missing
+    return choose(bundle, precision=precision, device=device)  # says what there is
 
 
 def best_batch(runtime: Runtime, largest: int) -> int:

@@ -1,30 +1,29 @@
 """Several stores as one: the parts of a collection give the bytes that one run would have given."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mio_export.embedding.parts import num_files_of
 from mio_export.embedding.pipeline import Limits
 from mio_export.embedding.writer import StoreWriter
-from mio_export.errors import SpaceError, UsageError
-from mio_export.files import staged_folder
+from mio_export.errors import MioError, SpaceError, UsageError
+from mio_export.files import behind_links, staged_folder
 from mio_export.progress import Progress
 from mio_export.store import (
     DUPLICATE,
     LOCK,
     OK,
-    STORE,
     Row,
+    Shard,
+    Snapshot,
+    Span,
     StoreInfo,
     Vector,
+    latest_rows,
     locked,
-    read_info,
-    read_rows,
-    read_shard,
-    shard_number,
-    shard_paths,
+    shared_lock,
     write_info,
 )
 
@@ -42,14 +41,18 @@ class MergeResult:
     def summary(self, out: Path) -> list[str]:
         """Return what was merged, in words."""
         stores = "1 store" if self.num_stores == 1 else f"{self.num_stores:,} stores"
-        return [f"{out}: {stores}, {self.num_files:,} files, {self.num_ok:,} embedded, {self.num_failed:,} failed"]
+        lines = [f"{out}: {stores}, {self.num_files:,} files, {self.num_ok:,} embedded, {self.num_failed:,} failed"]
+        if len(self.info.spans) > 1:
+            lines.append(f"different versions computed its vectors; which ones: mio inspect {out}")
+        return lines
 
 
 def merge(parts: Sequence[str | Path], out: str | Path, *, progress: Progress | None = None) -> MergeResult:
     """Merge embedding stores into a new one.
 
     All parts of a collection (``embed`` with ``shard``) give the bytes of one run over all of it. Stores of different
-    collections may be merged too, if no key is in two of them. The stores given stay as they are.
+    collections may be merged too, if no key is in two of them. The stores given stay as they are, and may lie where
+    nothing can be written.
 
     Args:
         parts: folders of stores.
@@ -59,50 +62,36 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, progress: Progress | 
     Raises:
         UsageError: a folder is no store; a part is missing, not finished, there twice, or of another collection or
             other settings; a key is in two stores; ``out`` holds something.
-        SpaceError: the stores hold vectors of different spaces, artifacts, precisions or decode modes.
+        SpaceError: the stores, or a shard in one, hold vectors of different spaces, artifacts, precisions, decode modes
+            or runtimes.
         GateError: a store is damaged.
-        MioError: another process writes to one of the stores.
+        MioError: another process writes to one of the stores, or to ``out``.
     """
-    folders, out, progress = [Path(part) for part in parts], Path(out), progress or Progress()
+    folders, out, progress = [Path(part) for part in parts], behind_links(Path(out)), progress or Progress()
     if not folders:
         raise UsageError("nothing to merge; name the folders of embedding stores")
-    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
-        raise UsageError(f"{out} exists; choose another -o")
-    infos = [_info(folder) for folder in folders]
+    _check_free(out)
     with ExitStack() as stack:
         for folder in dict.fromkeys(folder.resolve() for folder in folders):
-            stack.enter_context(locked(folder))
-        rows = [read_rows(folder) for folder in folders]
+            stack.enter_context(shared_lock(folder))
+        snapshots = [Snapshot(folder) for folder in folders]
+        infos = [snapshot.info for snapshot in snapshots]
         _check_identity(folders, infos)
+        rows = [list(latest_rows(snapshot).values()) for snapshot in snapshots]
+        shards = [(snapshot, shard) for snapshot in snapshots for shard in snapshot.shards]
         if any(info.part for info in infos):
             _check_parts(folders, infos, rows)
-            paths = sorted((path for folder in folders for path in shard_paths(folder)), key=shard_number)
+            shards.sort(key=lambda pair: pair[1].number)
         else:
             _check_keys(folders, rows)
-            paths = [path for folder in folders for path in shard_paths(folder)]
-        info = replace(infos[0], part=None)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with staged_folder(out) as staged:
-            write_info(staged, info)
-            with (
-                StoreWriter(staged, info, Limits()) as writer,
-                progress.task("merging", len(paths), unit="shards") as t,
-            ):
-                for path in paths:
-                    _append(path, writer)
-                    t.advance()
+        info = replace(infos[0], part=None, spans=_spans(shards))
+        with _reserved(out):
+            _write(out, info, snapshots, shards, progress)
     merged = [row for found in rows for row in found]
     num_ok = sum(row.has_vector for row in merged)
     return MergeResult(
         info=info, num_stores=len(folders), num_files=len(merged), num_ok=num_ok, num_failed=len(merged) - num_ok
     )
-
-
-def _info(folder: Path) -> StoreInfo:
-    info = read_info(folder)
-    if info is None:
-        raise UsageError(f"{folder} is not an embedding store (it holds no {STORE}); make one with: mio embed")
-    return info
 
 
 def _check_identity(folders: Sequence[Path], infos: Sequence[StoreInfo]) -> None:
@@ -153,9 +142,65 @@ def _check_keys(folders: Sequence[Path], rows: Sequence[Sequence[Row]]) -> None:
             owner[row.key] = folder
 
 
-def _append(path: Path, writer: StoreWriter) -> None:
+def _check_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+        raise UsageError(f"{out} exists; choose another -o")
+
+
+@contextmanager
+def _reserved(out: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is to be filled, so that nobody else begins a store there; undone on an error."""
+    is_new = not out.exists()
+    with locked(out):
+        try:
+            _check_free(out)  # another process may have been faster
+            yield
+        except BaseException:
+            if is_new and [path.name for path in out.iterdir()] == [LOCK]:
+                (out / LOCK).unlink()
+                out.rmdir()
+            raise
+
+
+def _spans(shards: Sequence[tuple[Snapshot, Shard]]) -> tuple[Span, ...]:
+    """Return which versions computed the merged shards, which are numbered anew."""
+    versions = [snapshot.info.versions_of(shard.number) for snapshot, shard in shards]
+    return tuple(
+        Span(first_shard=number, versions=held)
+        for number, held in enumerate(versions)
+        if number == 0 or held != versions[number - 1]
+    )
+
+
+def _write(
+    out: Path,
+    info: StoreInfo,
+    snapshots: Sequence[Snapshot],
+    shards: Sequence[tuple[Snapshot, Shard]],
+    progress: Progress,
+) -> None:
+    """Write the new store beside its place, and put it there at the end.
+
+    The lock of the folder that is there now goes with it, so the new one is locked as well until all is done.
+    """
+    with ExitStack() as until_done, staged_folder(out) as staged:
+        until_done.enter_context(locked(staged))
+        write_info(staged, info)
+        with (
+            StoreWriter(staged, info, Limits()) as writer,
+            progress.task("merging", len(shards), unit="shards") as task,
+        ):
+            for snapshot, shard in shards:
+                _append(snapshot, shard, writer)
+                task.advance()
+        for snapshot in snapshots:
+            if not snapshot.holds():
+                raise MioError(f"{snapshot.folder} changed while it was merged; once its writer is done, try again")
+
+
+def _append(snapshot: Snapshot, shard: Shard, writer: StoreWriter) -> None:
     """Append a shard; which of its files are duplicates is found out anew."""
-    rows, values = read_shard(path)
+    rows, values = snapshot.read_shard(shard)
     vectors: dict[str, Vector] = {}
     for row, vector in zip(rows, values, strict=True):
         if row.sha256 is not None and row.has_vector and row.sha256 not in writer:

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from typing import Any
 
 from mio_export.bundle import Bundle
 from mio_export.embedding.pipeline import Embedded, Embedder, Limits
-from mio_export.errors import MioError, MissingBackendError, UsageError
+from mio_export.embedding.versions import difference, versions_here
+from mio_export.errors import MioError, MissingBackendError, SpaceError, UsageError
 from mio_export.progress import Task
 from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import limit_threads, num_threads
@@ -85,6 +86,7 @@ def embedded_by_ray(
         task: is told of each shard.
 
     Raises:
+        SpaceError: a worker has other versions of what decodes and embeds than this process.
         MioError: the cluster cannot be joined, a worker cannot read what this process can, or the workers of a shard
             died again and again.
     """
@@ -92,7 +94,7 @@ def embedded_by_ray(
     from ray.data import DataContext
     from ray.exceptions import RayError
 
-    settings = pickle.dumps((bundle, choice, info, str(Path.cwd())))
+    settings = pickle.dumps((bundle, choice, info, str(Path.cwd()), versions_here(choice.runtime)))
     items = [{"files": pickle.dumps(shard)} for shard in shards]
     with _cluster(address):
         context = DataContext.get_current().copy()
@@ -181,7 +183,8 @@ def _opened(settings: bytes) -> tuple[Embedder, Limits]:
     """Open the runtime, once for all shards that this process is given."""
     import ray
 
-    bundle, choice, info, folder = pickle.loads(settings)
+    bundle, choice, info, folder, versions = pickle.loads(settings)
+    _check_versions(versions, versions_here(choice.runtime))
     try:
         os.chdir(folder)  # paths may be relative to it
     except OSError as error:
@@ -219,6 +222,15 @@ def _check_same_files(shard: Sequence[SourceFile], embedded: Embedded) -> None:
                 return
             reason = next(row.reason for row in embedded.rows if row.key == file.key)
             raise _elsewhere(f"read none of {len(shard):,} files, such as {file.key!r} ({reason})")
+
+
+def _check_versions(caller: Mapping[str, str], worker: Mapping[str, str]) -> None:
+    """Refuse a worker whose vectors may have other last bits than those of the machine that called."""
+    if worker != caller:
+        raise SpaceError(
+            f"a worker on {socket.gethostname()} of the Ray cluster has other versions than this machine:"
+            f" {difference(caller, worker)}; install the same on all of them"
+        )
 
 
 def _elsewhere(what: str) -> MioError:

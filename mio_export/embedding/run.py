@@ -1,5 +1,6 @@
 """``embed``: sources of images into an embedding store, one row for every file, resumable at any moment."""
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mio_export.bundle import Bundle, load_bundle
+from mio_export.embedding.agreement import continued
 from mio_export.embedding.cache import Cache
 from mio_export.embedding.parts import files_of
 from mio_export.embedding.pipeline import Embedded, Embedder, Limits
@@ -15,10 +17,11 @@ from mio_export.embedding.settling import Wishes, settle
 from mio_export.embedding.standing import Standing
 from mio_export.embedding.writer import StoreWriter
 from mio_export.errors import GateError, MioError, UsageError
+from mio_export.files import behind_links
 from mio_export.progress import Progress, Task
 from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import num_threads
-from mio_export.runtimes.registry import open_choice
+from mio_export.runtimes.registry import NAMED_ONLY, open_choice
 from mio_export.sources import Listing, SourceFile, list_sources, named
 from mio_export.store import StoreInfo, locked, prune
 
@@ -100,7 +103,7 @@ def embed(
         decode: ``full``; ``scaled``: large JPEGs at a fraction of their size, several times faster; ``auto``: scaled if
             that keeps the embeddings of a sample of the files.
         shard: ``I/N``: only the I-th of N parts of the collection; ``merge`` makes one store of all. Every part must
-            choose alike, so ``auto`` takes the first runtime that is installed, without measuring.
+            choose alike, so ``auto`` takes the first runtime that is installed and proved, without measuring.
         cache: a folder that keeps vectors by content, for other stores of the same artifact; of the local engine.
         engine: ``local``: this process; or ``ray``: the processes of a Ray cluster, to the same rows.
         address: of a Ray cluster to join; None: one of this machine alone.
@@ -114,11 +117,12 @@ def embed(
         UsageError: an argument is not allowed, or differs from what the store was begun with, or a source is missing.
         MissingBackendError: a URL, or the engine, needs a package that is not installed.
         GateError: more files failed than may; the store holds what was done.
-        SpaceError: the store holds vectors of another space, artifact, precision or decode mode.
+        SpaceError: the store holds vectors of another space, artifact, precision, decode mode or runtime; or other
+            versions computed them, and those that run here do not agree with them.
         MioError: the source holds no images, another process writes to the store, or something is to be pruned while a
             part of the source cannot be listed.
     """
-    opened, out = load_bundle(bundle), Path(out)
+    opened, out = load_bundle(bundle), behind_links(Path(out))
     specs = [source] if isinstance(source, str | Path) else list(source)
     progress = progress or Progress()
     chosen = engine_of(engine, address=address, cache=cache)
@@ -144,11 +148,13 @@ def embed(
     with locked(out):
         info, choice = settle(opened, out, listing.files, wishes, progress)
         files = files_of(info.part, listing.files, info.shard_size)
-        standing = Standing(files, out)
+        standing = Standing(files, out, info)
         todo = standing.todo(retry_failed=retry_failed, rehash=rehash, progress=progress)
         if todo:
+            _check_named(choice, runtime, out)
+            info = continued(opened, choice, info, out, files, progress)
             _embed_files(opened, choice, todo, info, out, cache, chosen, progress)
-            standing = Standing(files, out)
+            standing = Standing(files, out, info)
         num_pruned = prune(out, frozenset(file.key for file in files)) if prune_vanished else 0
     result = _result(info, len(files), standing, listing, len(todo), num_pruned)
     if allowed is not None and result.num_failed > allowed(result.num_files):
@@ -159,6 +165,15 @@ def embed(
     return result
 
 
+def _check_named(choice: Choice, runtime: str, out: Path) -> None:
+    """Refuse to open a format that may hold code, unless it is named in this very call."""
+    if choice.runtime in NAMED_ONLY and runtime == "auto":
+        raise UsageError(
+            f"{out} was begun with {choice.runtime}, whose files may hold code and run only when they are named;"
+            f" if you trust the bundle, add --runtime {choice.runtime}"
+        )
+
+
 def _failure_limit(text: str | None) -> Callable[[int], float] | None:
     if text is None:
         return None
@@ -167,7 +182,7 @@ def _failure_limit(text: str | None) -> Callable[[int], float] | None:
         value = float(number) if share else int(number)
     except ValueError:
         value = -1
-    if value < 0 or (share and value > 100):
+    if not 0 <= value <= (100 if share else math.inf):
         raise UsageError(f"max_failures must be a number of files or a share such as 5%, got {text!r}")
     return lambda total: total * value / 100 if share else value
 

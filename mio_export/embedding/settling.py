@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mio_export.bundle import Bundle
-from mio_export.embedding.choices import best_batch, fastest, settle_decoding
+from mio_export.bundle import WEIGHTS, Bundle
+from mio_export.embedding.choices import best_batch, fastest, first_installed, settle_decoding
 from mio_export.embedding.parts import part_of
 from mio_export.errors import GateError, SpaceError, UsageError
 from mio_export.progress import Progress
-from mio_export.runtimes import Choice, choose
+from mio_export.runtimes import BACKENDS, Choice, choose
 from mio_export.runtimes.registry import open_choice
 from mio_export.sources import SourceFile
 from mio_export.store import STORE, Part, StoreInfo, read_info, shard_paths, write_info
@@ -34,19 +34,17 @@ class Wishes:
 def settle(
     bundle: Bundle, out: Path, files: Sequence[SourceFile], wishes: Wishes, progress: Progress
 ) -> tuple[StoreInfo, Choice]:
-    """Settle every choice, and write a new store's down at once.
+    """Settle every choice, and write a new store's down at once; one without a single row counts as new.
 
     Raises:
         UsageError: a wish is not allowed, or differs from what the store was begun with.
         GateError: the folder holds shards but no description.
-        SpaceError: the store holds vectors of another space, artifact, precision or decode mode.
+        SpaceError: the store holds vectors of another space, artifact, precision, decode mode or runtime.
     """
     if wishes.decode not in ("auto", "full", "scaled"):
         raise UsageError(f"decode must be auto, full or scaled, got {wishes.decode!r}")
     part = part_of(wishes.shard, files) if wishes.shard is not None else None
-    stored = read_info(out)
-    if stored is None and shard_paths(out):
-        raise GateError(f"{out} holds shards but no {STORE} to say what they are; choose another -o")
+    stored = _begun(out)
     runtime, precision, device, decode = wishes.runtime, wishes.precision, wishes.device, wishes.decode
     batch_size, shard_size = wishes.batch_size, wishes.shard_size
     if stored is not None:
@@ -56,16 +54,14 @@ def settle(
         batch_size = stored.batch_size if batch_size is None else batch_size
         shard_size = stored.shard_size if shard_size is None else shard_size
         decode = stored.decode if decode == "auto" else decode
-        if stored.space != bundle.manifest.space:
-            raise SpaceError(
-                f"{out} holds vectors of another embedding space ({stored.bundle}, {stored.space[:12]}…)"
-                f" than {bundle.path} ({bundle.manifest.space[:12]}…); choose another -o"
-            )
+        _check_comparable(stored, wishes, bundle, out)
     # the parts of a collection must choose alike, so none of them measures
-    if runtime == "auto" and part is None:
+    if runtime != "auto":
+        choice = choose(bundle, runtime, precision=precision, device=device)
+    elif part is None:
         choice = fastest(bundle, precision=precision, device=device, progress=progress)
     else:
-        choice = choose(bundle, runtime, precision=precision, device=device)
+        choice = first_installed(bundle, precision=precision, device=device)
     info = StoreInfo(
         bundle=bundle.manifest.name,
         space=bundle.manifest.space,
@@ -87,6 +83,31 @@ def settle(
     else:
         _check_same(stored, info, out)
     return stored or info, choice
+
+
+def _begun(out: Path) -> StoreInfo | None:
+    """Return what a store was begun with; None if it has no row yet, so that every choice is still free."""
+    has_rows = bool(shard_paths(out))
+    stored = read_info(out)
+    if stored is None and has_rows:
+        raise GateError(f"{out} holds shards but no {STORE} to say what they are; choose another -o")
+    return stored if has_rows else None
+
+
+def _check_comparable(stored: StoreInfo, wishes: Wishes, bundle: Bundle, out: Path) -> None:
+    """Refuse another space or runtime before anything is looked for on this machine."""
+    if stored.space != bundle.manifest.space:
+        raise SpaceError(
+            f"{out} holds vectors of another embedding space ({stored.bundle}, {stored.space[:12]}…)"
+            f" than {bundle.path} ({bundle.manifest.space[:12]}…); choose another -o"
+        )
+    if wishes.runtime not in ("auto", stored.runtime) and wishes.runtime in BACKENDS:
+        wished = BACKENDS[wishes.runtime].format
+        files = [artifact.file for artifact in bundle.manifest.artifacts if artifact.format == wished]
+        raise SpaceError(
+            f"{out} holds vectors of {stored.artifact_file} in {stored.runtime}, not of {(files or [WEIGHTS])[0]} in"
+            f" {wishes.runtime}; leave --runtime out, or choose another -o"
+        )
 
 
 def _settled_batch(bundle: Bundle, choice: Choice, part: Part | None, progress: Progress) -> int:
@@ -113,9 +134,9 @@ def _check_sizes(info: StoreInfo, bundle: Bundle) -> None:
 def _check_same(stored: StoreInfo, info: StoreInfo, out: Path) -> None:
     if stored.identity != info.identity:
         raise SpaceError(
-            f"{out} holds vectors of {stored.artifact_file} ({stored.precision}, {stored.decode} decoding,"
-            f" {stored.artifact_sha256[:12]}…), not of {info.artifact_file} ({info.precision}, {info.decode} decoding,"
-            f" {info.artifact_sha256[:12]}…); choose another -o"
+            f"{out} holds vectors of {stored.artifact_file} ({stored.runtime}, {stored.precision}, {stored.decode}"
+            f" decoding, {stored.artifact_sha256[:12]}…), not of {info.artifact_file} ({info.runtime},"
+            f" {info.precision}, {info.decode} decoding, {info.artifact_sha256[:12]}…); choose another -o"
         )
     for field in ("device", "batch_size", "shard_size"):
         if getattr(stored, field) != getattr(info, field):

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mio_export.errors import GateError
 from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads
 from mio_export.sources import SourceFile
-from mio_export.store import DUPLICATE, FAILED, OK, iter_columns, read_rows
+from mio_export.store import DUPLICATE, FAILED, OK, StoreInfo, iter_columns, read_rows
 
 _CODES = {OK: 1, DUPLICATE: 2, FAILED: 3}
 
@@ -19,28 +20,30 @@ class Standing:
     Args:
         files: of the collection, each with a key of its own.
         out: the store's folder; shards written later are not looked at.
+        info: what it holds.
 
     Attributes:
         num_vanished: keys in the store that no file has.
 
     Raises:
         GateError: a shard cannot be read.
+        SpaceError: a shard holds vectors of another identity than the store.
     """
 
-    def __init__(self, files: Sequence[SourceFile], out: Path) -> None:
+    def __init__(self, files: Sequence[SourceFile], out: Path, info: StoreInfo) -> None:
         self._files, self._out = files, out
         self._codes = bytearray(len(files))  # 0: no row
         self._is_current = bytearray(len(files))
         places = {file.key: place for place, file in enumerate(files)}
         vanished: set[str] = set()
-        for rows in iter_columns(out, ("key", "size", "mtime_ns", "status")):
+        for rows in iter_columns(out, info, ("key", "size", "mtime_ns", "status")):
             for key, size, mtime_ns, status in rows:
                 place = places.get(key)
                 if place is None:
                     vanished.add(key)
                     continue
                 file = files[place]
-                self._codes[place] = _CODES[status]
+                self._codes[place] = _CODES.get(status) or _unknown(status, out)
                 self._is_current[place] = file.size == size and file.mtime_ns == mtime_ns
         self.num_vanished = len(vanished)
 
@@ -75,6 +78,10 @@ class Standing:
                     needed[place] = found
                     task.advance()
         return [file for file, is_needed in zip(self._files, needed, strict=True) if is_needed]
+
+
+def _unknown(status: str, out: Path) -> int:
+    raise GateError(f"{out} is damaged: a row's status must be {', '.join(_CODES)}, got {status!r}")
 
 
 def _has_changed(file: SourceFile, sha256: str | None) -> bool:

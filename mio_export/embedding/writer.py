@@ -17,10 +17,9 @@ from mio_export.store import (
     StoreInfo,
     Vector,
     locate,
+    next_number,
     read_vectors,
-    shard_number,
     shard_path,
-    shard_paths,
     write_shard,
 )
 
@@ -45,10 +44,9 @@ class StoreWriter:
 
     def __init__(self, out: Path, info: StoreInfo, limits: Limits) -> None:
         self._out, self._info, self._limits = out, info, limits
-        self._places = {bytes.fromhex(sha256): _Place(*place) for sha256, place in locate(out).items()}
-        first, self._step = (info.part.index - 1, info.part.count) if info.part else (0, 1)
-        shards = shard_paths(out)
-        self._next = shard_number(shards[-1]) + self._step if shards else first
+        self._places = {sha256: _Place(*place) for sha256, place in locate(out, info).items()}
+        self._step = info.part.count if info.part else 1
+        self._next = next_number(out, info.part)
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
@@ -60,7 +58,8 @@ class StoreWriter:
 
         Args:
             rows: its files; which are duplicates is found out here.
-            vectors: of every content that the store does not have yet, by sha256, shape (D,).
+            vectors: of every content that the store does not have yet, by sha256, shape (D,); one that failed when
+                it was embedded has none, and all files that hold it fail with it.
         """
         start = time.perf_counter()
         self._settle()
@@ -68,6 +67,7 @@ class StoreWriter:
         stored: dict[Path, list[tuple[int, int]]] = {}
         written: list[Row] = []
         values = np.zeros((sum(row.has_vector for row in rows), self._info.embedding_dim), np.float32)
+        failed = {row.sha256: row for row in rows if row.status == FAILED and row.sha256 is not None}
         count = 0
         for index, row in enumerate(rows):
             if row.status == FAILED:
@@ -76,6 +76,10 @@ class StoreWriter:
             sha256 = row.sha256 or ""  # a file that was read has one
             digest = bytes.fromhex(sha256)  # half of its text's memory; there is one for each content
             place = self._places.get(digest)
+            if place is None and sha256 not in vectors and sha256 in failed:
+                same = failed[sha256]
+                written.append(replace(row, status=FAILED, stage=same.stage, reason=same.reason))
+                continue
             if place is None:
                 place = self._places[digest] = _Place(row.key, path, index)
             if place.path == path:
@@ -88,9 +92,9 @@ class StoreWriter:
             count += 1
         for other, pairs in stored.items():  # each shard is opened once
             targets, sources = np.array(pairs).T
-            values[targets] = read_vectors(other)[sources]
+            values[targets] = read_vectors(other, self._info)[sources]
         self._next += self._step
-        self._pending = self._pool.submit(write_shard, path, self._info, written, values)
+        self._pending = self._pool.submit(write_shard, path, self._info, written, values[:count])
         self._limits.add("write", time.perf_counter() - start)
 
     def __enter__(self) -> "StoreWriter":

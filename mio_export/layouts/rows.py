@@ -1,20 +1,17 @@
 """The rows of a store that count, the last of each key, batch by batch."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from mio_export.errors import GateError, MioError
 from mio_export.layouts.casting import Cast
-from mio_export.store import FAILED, STORE, StoreInfo
+from mio_export.store import FAILED, Snapshot, check_width
+from mio_export.store import Shard as StoredShard
 
 BATCH_ROWS = 8192
 """Rows in memory at a time, and the most in a row group."""
@@ -24,7 +21,7 @@ BATCH_ROWS = 8192
 class Shard:
     """A committed shard, and which of its rows count."""
 
-    path: Path
+    stored: StoredShard
     counts: npt.NDArray[np.bool_]
     """Of each row, whether it is the last of its key."""
     num_rows: int
@@ -44,28 +41,26 @@ class Batch:
     """Of the rows that have one, cast, shape (number of them, D)."""
 
 
-def find_shards(paths: Sequence[Path], info: StoreInfo) -> list[Shard]:
+def find_shards(snapshot: Snapshot) -> list[Shard]:
     """Find the rows that count, in little more memory than Arrow needs for the keys.
 
     Raises:
-        GateError: a shard cannot be read, or holds vectors of another identity than the store.
+        GateError: a shard cannot be read.
+        SpaceError: a shard holds vectors of another identity than the store.
+        MioError: a shard changed meanwhile.
     """
     keys: list[pa.ChunkedArray] = []
     has_vector: list[npt.NDArray[np.bool_]] = []
-    for path in paths:
-        with _opened(path) as file:
-            table, metadata = file.read(["key", "status"]), file.schema_arrow.metadata or {}
-        for name, value in info.identity.items():
-            if metadata.get(f"mio.{name}".encode()) != value.encode():
-                raise GateError(f"{path} holds vectors of another {name} than {path.parent / STORE} says")
+    for stored in snapshot.shards:
+        table = snapshot.read(stored, ["key", "status"])
         keys.append(table.column("key"))
         has_vector.append(pc.not_equal(table.column("status"), FAILED).to_numpy())
     if not keys:
         return []
     counts = np.split(_last_of_each(keys), np.cumsum([len(column) for column in keys])[:-1])
     return [
-        Shard(path=path, counts=mask, num_rows=int(mask.sum()), num_vectors=int((mask & has).sum()))
-        for path, mask, has in zip(paths, counts, has_vector, strict=True)
+        Shard(stored=stored, counts=mask, num_rows=int(mask.sum()), num_vectors=int((mask & has).sum()))
+        for stored, mask, has in zip(snapshot.shards, counts, has_vector, strict=True)
     ]
 
 
@@ -82,34 +77,25 @@ def _last_of_each(keys: Sequence[pa.ChunkedArray]) -> npt.NDArray[np.bool_]:
     return is_last
 
 
-def read_batches(shard: Shard, info: StoreInfo, cast: Cast) -> Iterator[Batch]:
+def read_batches(snapshot: Snapshot, shard: Shard, cast: Cast) -> Iterator[Batch]:
     """Read the rows of a shard that count.
 
     Raises:
         GateError: it cannot be read, or a vector cannot be cast.
         MioError: it is not the shard that was found.
     """
-    with _opened(shard.path) as file:
-        if file.metadata.num_rows != len(shard.counts):
-            raise MioError(f"{shard.path} changed while it was read; once its writer is done, try again")
+    dim = snapshot.info.embedding_dim
+    with snapshot.opened(shard.stored) as file:
+        check_width(shard.stored.path, file.schema_arrow.field("embedding").type, snapshot.info)
         start = 0
         for every in file.iter_batches(BATCH_ROWS):
             rows = every.filter(pa.array(shard.counts[start : start + len(every)]))
             start += len(every)
             has_vector = pc.not_equal(rows["status"], FAILED)
             good = rows.filter(has_vector)
-            vectors = good["embedding"].flatten().to_numpy().reshape(len(good), info.embedding_dim)
+            vectors = good["embedding"].flatten().to_numpy().reshape(len(good), dim)
             yield Batch(
                 rows=rows,
                 has_vector=has_vector.to_numpy(zero_copy_only=False),
                 vectors=cast(vectors, good["key"]),
             )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except (pa.ArrowException, OSError) as error:
-        raise GateError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None

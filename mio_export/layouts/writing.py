@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mio_export.errors import MioError, UsageError
-from mio_export.files import staged_folder, write_text
+from mio_export.files import behind_links, staged_folder, write_text
 from mio_export.layouts.casting import Cast, DType
 from mio_export.layouts.rows import Batch, Shard, find_shards, read_batches
-from mio_export.store import STORE, StoreInfo, read_info, shard_paths
+from mio_export.store import Snapshot, StoreInfo
 
 Layout: TypeAlias = Literal["fixed-size-list", "list", "clip-retrieval"]
 IDENTITY = "identity.json"
@@ -65,31 +65,30 @@ def write_layout(
 
     Raises:
         UsageError: an argument is not allowed, ``out`` exists, or there is no store.
-        GateError: a shard cannot be read or holds vectors of another identity, or a value is too large for float16.
+        GateError: a shard cannot be read, or a value is too large for float16.
+        SpaceError: a shard holds vectors of another identity than the store.
         MioError: there is nothing to write, or the store changed meanwhile.
     """
-    store, out = Path(store), Path(out)
+    store, out = Path(store), behind_links(Path(out))
     for name, value, allowed in (("layout", layout, get_args(Layout)), ("dtype", dtype, get_args(DType))):
         if value not in allowed:
             raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     if out.exists():
         raise UsageError(f"{out} exists; choose another -o")
-    info = read_info(store)
-    if info is None:
-        raise UsageError(f"{store} is not an embedding store (it holds no {STORE}); make one with: mio embed")
-    shards = find_shards(shard_paths(store), info)
+    snapshot = Snapshot(store)
+    shards = find_shards(snapshot)
     num_rows = sum(shard.num_rows for shard in shards)
     num_vectors = sum(shard.num_vectors for shard in shards)
     if num_vectors == 0:
         raise MioError(f"{store} holds no embeddings; why its files failed: mio inspect {store}")
     cast = Cast(dtype)
-    with staged_folder(out) as folder:
+    with staged_folder(out, replace=False) as folder:
         if layout == "clip-retrieval":
-            _write_clip_retrieval(folder, shards, info, cast)
+            _write_clip_retrieval(folder, snapshot, shards, cast)
         else:
-            _write_parquet(folder, shards, info, cast, fixed=layout == "fixed-size-list")
+            _write_parquet(folder, snapshot, shards, cast, fixed=layout == "fixed-size-list")
     return LayoutResult(
-        info=info,
+        info=snapshot.info,
         layout=layout,
         dtype=dtype,
         num_vectors=num_vectors,
@@ -98,15 +97,19 @@ def write_layout(
     )
 
 
-def _write_parquet(folder: Path, shards: Sequence[Shard], info: StoreInfo, cast: Cast, *, fixed: bool) -> None:
+def _write_parquet(folder: Path, snapshot: Snapshot, shards: Sequence[Shard], cast: Cast, *, fixed: bool) -> None:
+    info = snapshot.info
     values = pa.from_numpy_dtype(cast.dtype)
     embedding = pa.list_(values, info.embedding_dim) if fixed else pa.list_(values)
-    for number, shard in enumerate(shard for shard in shards if shard.num_rows):
-        schema = pq.read_schema(shard.path)
+    shards = [shard for shard in shards if shard.num_rows]
+    width = max(6, len(str(len(shards) - 1)))  # readers take them in the order of their names
+    for number, shard in enumerate(shards):
+        with snapshot.opened(shard.stored) as file:
+            schema = file.schema_arrow
         place = schema.get_field_index("embedding")
         schema = schema.set(place, pa.field("embedding", embedding))
-        with _parquet_writer(folder / f"part-{number:06d}.parquet", schema, info) as writer:
-            for batch in read_batches(shard, info, cast):
+        with _parquet_writer(folder / f"part-{number:0{width}d}.parquet", schema, info) as writer:
+            for batch in read_batches(snapshot, shard, cast):
                 column = _embeddings(batch, embedding, info.embedding_dim)
                 writer.write_batch(batch.rows.set_column(place, "embedding", column))
 
@@ -123,9 +126,10 @@ def _embeddings(batch: Batch, embedding: pa.DataType, dim: int) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=embedding, mask=mask)
 
 
-def _write_clip_retrieval(folder: Path, shards: Sequence[Shard], info: StoreInfo, cast: Cast) -> None:
+def _write_clip_retrieval(folder: Path, snapshot: Snapshot, shards: Sequence[Shard], cast: Cast) -> None:
     # embedding-reader skips empty .npy files and pairs the others with the metadata in the order of their names: so no
     # pair is empty, and the numbers have leading zeros
+    info = snapshot.info
     shards = [shard for shard in shards if shard.num_vectors]
     width = len(str(len(shards) - 1))
     for name in ("img_emb", "metadata"):
@@ -141,7 +145,7 @@ def _write_clip_retrieval(folder: Path, shards: Sequence[Shard], info: StoreInfo
         }
         with vectors.open("wb") as file, _parquet_writer(metadata, schema, info) as writer:
             np.lib.format.write_array_header_1_0(file, header)
-            for batch in read_batches(shard, info, cast):
+            for batch in read_batches(snapshot, shard, cast):
                 file.write(np.ascontiguousarray(batch.vectors).data)
                 rows = batch.rows.filter(pa.array(batch.has_vector))
                 writer.write_batch(pa.record_batch([rows["key"], rows["sha256"]], schema))

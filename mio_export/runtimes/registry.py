@@ -66,6 +66,7 @@ BACKENDS = {
     "torch": Backend(format=None, opener=f"{_HERE}.torch_eager:open_torch", **_TORCH),
 }
 """Every backend, the one preferred by ``auto`` first."""
+NAMED_ONLY = frozenset({"pt2", "torchscript"})
 
 
 def backend_of(format: Format) -> str:

@@ -11,7 +11,7 @@ from mio_export.searching.answers import Answer
 from mio_export.searching.gallery_page import NEAR_SHOWN, Findings, gallery_page, rows_shown
 from mio_export.searching.structure import Structure, duplicate_groups, examine, outliers, spread_sample, walk
 from mio_export.searching.thumbnails import Wanted, path_of, picture_library
-from mio_export.store import Embeddings, load_embeddings, read_rows
+from mio_export.store import Embeddings, load_with_rows
 
 _SAMPLE = 200
 _OUTLIERS = 12
@@ -63,12 +63,11 @@ def write_gallery(
         UsageError: there is no store, or ``source`` is not a folder.
         MioError: the store holds no embeddings.
     """
-    path, store = Path(path), load_embeddings(out)
+    path, (store, stored) = Path(path), load_with_rows(out)
     if source is not None and not Path(source).is_dir():
         raise UsageError(f"{source} is not a folder; --source names the folder that was embedded")
     if not store.keys:
         raise MioError(f"{out} holds no embeddings: all its files failed; why: mio inspect {out}")
-    stored = {row.key: row for row in read_rows(Path(out))}
     findings = _findings(store, [stored[key].sha256 for key in store.keys], answers)
     wanted = {f"q{number}": Wanted(path=Path(a.query), size=None) for number, a in enumerate(answers) if not a.stored}
     for row in rows_shown(findings):

@@ -42,7 +42,8 @@ def search(out: str | Path | Embeddings, queries: Matrix, *, k: int = 10) -> lis
 
     Raises:
         UsageError: there is no store, ``k`` is below 1, or the queries are not finite vectors of the store's width.
-        GateError: a shard cannot be read, or belongs to another embedding space.
+        GateError: a shard cannot be read.
+        SpaceError: a shard holds vectors of another identity than the store.
         MioError: the store holds no embeddings.
     """
     check_k(k)
