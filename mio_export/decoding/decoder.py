@@ -26,6 +26,9 @@ class Decoder:
     Args:
         preprocess: the contract.
         scaled: decode large JPEGs at a fraction of their size, as ``Preprocess.decode`` does.
+        limits: of one file; None: the defaults.
+
+    Attributes:
         limits: of one file.
 
     Raises:
@@ -33,10 +36,10 @@ class Decoder:
     """
 
     def __init__(self, preprocess: Preprocess, *, scaled: bool = False, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
-        self._preprocess = within(preprocess, self._limits)
+        self.limits = limits or Limits()
+        self._preprocess = within(preprocess, self.limits)
         self._scaled = scaled
-        self._most_passes = min(_MOST_PASSES, self._limits.decode_s * _PASSES_PER_S)
+        self._most_passes = min(_MOST_PASSES, self.limits.decode_s * _PASSES_PER_S)
         self._lock = Lock()
         self._idle: list[DecodingProcess] = []
         self._busy: set[DecodingProcess] = set()
@@ -53,7 +56,7 @@ class Decoder:
             MemoryError: the machine has not enough memory, which is not the file's fault.
             MioError: no process can be started.
         """
-        most = self._limits.max_file_bytes
+        most = self.limits.max_file_bytes
         if len(data) > most:
             raise DecodeError(f"has {len(data):,} bytes, more than the limit of {most:,} (--max-file-bytes)")
         if self._is_quick(data):
@@ -109,7 +112,7 @@ class Decoder:
             self._check_open()
             process = self._idle.pop() if self._idle else None
         if process is None:
-            process = DecodingProcess(self._preprocess, self._limits)
+            process = DecodingProcess(self._preprocess, self.limits)
         with self._lock:
             if not self._is_closed:
                 self._busy.add(process)

@@ -16,7 +16,7 @@ import numpy as np
 from mio_export.decoding.messages import FAILED, NO_MEMORY, PIXELS, READY, REPLY, REQUEST
 from mio_export.errors import MioError
 from mio_export.limits import Limits
-from mio_export.memory import free_bytes
+from mio_export.memory import free_bytes, lacks_memory
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mio_export.decoding.child import main; main()"
@@ -47,15 +47,7 @@ class DecodingProcess:
 
     def __init__(self, preprocess: Preprocess, limits: Limits) -> None:
         self._shape, self._decode_s = preprocess.shape, limits.decode_s
-        search_path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, search_path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends that one
-        )
+        self._process = _started()
         self._is_killed = False
         settings = {"preprocess": preprocess.to_dict(), "decode_s": limits.decode_s}
         try:
@@ -155,6 +147,23 @@ class DecodingProcess:
         self.kill()
         lines = self._process.stderr.read().decode(errors="replace").split("\n")
         return next((line for line in reversed(lines) if line.strip()), "")
+
+
+def _started() -> "subprocess.Popen[bytes]":
+    search_path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-c", _START, search_path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends that one
+        )
+    except OSError as error:
+        if lacks_memory(error):
+            raise MemoryError("there is not enough memory to start a decoding process") from error
+        raise MioError(f"the decoding process cannot be started: {error.strerror or error}") from None
 
 
 def _memory_error(allowed: int) -> Exception:
