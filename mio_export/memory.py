@@ -7,6 +7,7 @@ from pathlib import Path
 
 _SAYS_SO = re.compile(
     r"out of memory|outofmemory|not enough memory|insufficient memory|bad_alloc|bad allocation|memory allocation"
+    r"|decoder error -9"  # Pillow's, of TIFF
     r"|(can't|cannot|could not|failed to|unable to) allocate|alloc_failed",
     re.IGNORECASE,
 )

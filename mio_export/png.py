@@ -1,4 +1,4 @@
-"""PNG files, chunk by chunk: their check sums, and the texts among them, which Pillow limits and pixels do not need."""
+"""PNG files, chunk by chunk: check sums, and the texts and profiles, which Pillow limits and pixels do not need."""
 
 import struct
 import zlib
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_LEFT_OUT = (*_TEXTS, b"iCCP")
+"""Chunks that no pixel depends on here, and that Pillow refuses above 1 MiB unpacked."""
 _TELLING = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp")
 """Keywords of the texts that may say which way up the image lies."""
 _MOST_TEXT_BYTES = 16 << 20
@@ -18,7 +20,7 @@ class PngFile:
     """A file whose check sums fit, as far as it goes."""
 
     data: bytes
-    """The file without its texts."""
+    """The file without its texts and its colour profile."""
     info: dict[str, str | bytes]
     """Of its texts, those that may say which way up it lies, as Pillow would put them into ``Image.info``."""
     depth: int
@@ -43,7 +45,7 @@ def read_png(data: bytes) -> PngFile:
         end = place + 12 + length
         if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]) or end > len(data):
             raise ValueError("a check sum of the PNG does not fit")
-        if kind in _TEXTS:
+        if kind in _LEFT_OUT:
             info |= _telling(kind, view[place + 8 : end - 4])
             parts.append(view[start:place])
             start = end
@@ -69,7 +71,7 @@ def chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 def _telling(kind: bytes, text: memoryview) -> dict[str, str | bytes]:
     """Return what a text says, if it may be about the orientation."""
     keyword = bytes(text[:80]).split(b"\0", 1)[0]
-    if keyword not in _TELLING:
+    if kind not in _TEXTS or keyword not in _TELLING:
         return {}
     rest, name = text[len(keyword) + 1 :], keyword.decode()
     if kind == b"tEXt":

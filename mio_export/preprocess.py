@@ -150,7 +150,7 @@ class Preprocess:
         """
         if not data:
             raise DecodeError("the file is empty")
-        with _as_decode_error(self.max_pixels):
+        try:
             for size in claimed_sizes(data):
                 self._check_size(*size)
             png = _read_png(data) if data.startswith(MAGIC) else None
@@ -159,6 +159,16 @@ class Preprocess:
                 if scaled:
                     self._draft(image)
                 yield _with_png_details(image, png) if png else image
+        except (DecodeError, MemoryError):
+            raise
+        except UnidentifiedImageError:
+            raise DecodeError("not an image that Pillow can read") from None
+        except Image.DecompressionBombError:
+            raise DecodeError(f"more than {self.max_pixels:,} pixels (decompression bomb)") from None
+        except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+            if lacks_memory(error):
+                raise MemoryError(_one_line(error)) from error
+            raise DecodeError(_one_line(error)) from error
 
     def can_scale(self, data: bytes) -> bool:
         """Whether ``scaled`` makes any difference to an image file: it is a JPEG, and large enough."""
@@ -173,7 +183,8 @@ class Preprocess:
         self._check_size(image.width, image.height)
         image.seek(0)
         image = _oriented(image)
-        image = _flattened(image, self.background).convert("L" if self.channels == 1 else "RGB")
+        image, mode = _flattened(image, self.background), "L" if self.channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
         image = _resized_crop(image, self.shorter_side, self.image_size, self.interpolation)
         return np.array(image, dtype=np.uint8).reshape(self.shape)
 
@@ -200,23 +211,6 @@ def preprocess_from_dict(values: dict[str, Any]) -> Preprocess:
         return validated(values, Preprocess)
     except InvalidValueError as error:
         raise UsageError(f"preprocess: {error}") from None
-
-
-@contextmanager
-def _as_decode_error(max_pixels: int) -> Iterator[None]:
-    """Turn whatever a reader raises into a reason; lack of memory is the machine's, and stays what it is."""
-    try:
-        yield
-    except (DecodeError, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise DecodeError("not an image that Pillow can read") from None
-    except Image.DecompressionBombError:
-        raise DecodeError(f"more than {max_pixels:,} pixels (decompression bomb)") from None
-    except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
-        if lacks_memory(error):
-            raise MemoryError(_one_line(error)) from error
-        raise DecodeError(_one_line(error)) from error
 
 
 def _read_png(data: bytes) -> PngFile:

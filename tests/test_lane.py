@@ -84,10 +84,12 @@ def test_a_batch_that_memory_does_not_hold_is_embedded_image_by_image(ahead):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_an_image_that_memory_does_not_hold_alone_is_named(ahead):
-    with Lane(Slow(most=0, error="bad allocation"), 4, ahead=ahead) as lane:  # noqa: SIM117
-        with pytest.raises(ImageMemoryError, match="not enough memory to embed 0 alone"):
-            lane.send(batches([3])[0])
-            lane.rest()
+    def embedded():
+        with Lane(Slow(most=0, error="bad allocation"), 4, ahead=ahead) as lane:
+            return lane.send(batches([3])[0]) + lane.rest()
+
+    with pytest.raises(ImageMemoryError, match="not enough memory to embed 0 alone"):
+        embedded()
 
 
 def test_both_ways_give_the_same_store(bundle, photos, tmp_path, monkeypatch):

@@ -33,17 +33,19 @@ def passes_of(data: bytes) -> int | None:
 
 def _of_jpeg(data: bytes) -> int | None:
     """Pixels by scans: a progressive JPEG may have thousands of scans in a few kilobytes."""
-    place, size, exif_bytes = 2, None, 0
+    place, width, height, num_components, exif_bytes = 2, 0, 0, 0, 0
+    is_sequential = False
     for _ in range(_MOST_SEGMENTS):
-        if place + 9 > len(data) or data[place] != 0xFF:
+        if place + 10 > len(data) or data[place] != 0xFF:
             return None
         marker, length = data[place + 1], data[place + 2] << 8 | data[place + 3]
         if marker == 0xDA:
-            scans = data.count(b"\xff\xda", place)
-            return None if size is None else _passes(*size, times=scans, parsed=len(data) >> 3)
+            is_one_scan = is_sequential and data[place + 4] == num_components  # libjpeg takes no other then
+            scans = 1 if is_one_scan else data.count(b"\xff\xda", place)
+            return _passes(width, height, times=scans, parsed=len(data) >> 3)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, place + 5)
-            size = (width, height)
+            height, width, num_components = struct.unpack_from(">HHB", data, place + 5)
+            is_sequential = marker in (0xC0, 0xC1)
         elif marker == 0xE1:
             exif_bytes += length
         elif marker < 0xC0 or 0xD0 <= marker <= 0xD9:
