@@ -50,6 +50,16 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try files again that failed before.")] = False,
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file again, to find changed bytes.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove the rows of files that are gone.")] = False,
+    max_file_bytes: Annotated[
+        int, typer.Option(metavar="N", help="A file of more bytes fails; counted unpacked, in archives too.")
+    ] = 256 * 1024**2,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="An image of more pixels fails.  [default: what the encoder's contract allows]"),
+    ] = None,
+    max_decode_seconds: Annotated[
+        float, typer.Option(metavar="S", help="A file that takes longer to decode fails.")
+    ] = 60.0,
     progress: Annotated[str, typer.Option(help="On standard error: auto, or json, an object a line.")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -63,6 +73,7 @@ def run(
     Example:  mio embed encoder.mio photos -o part-1 --shard 1/2
     """
     from mio_export.embedding import embed
+    from mio_export.limits import Limits
     from mio_export.progress import stderr_progress
 
     result = embed(
@@ -83,6 +94,7 @@ def run(
         retry_failed=retry_failed,
         rehash=rehash,
         prune_vanished=prune,
+        limits=Limits(max_file_bytes=max_file_bytes, max_pixels=max_pixels, decode_s=max_decode_seconds),
         progress=stderr_progress(progress),
     )
     for note in result.notes:

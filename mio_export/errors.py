@@ -34,6 +34,10 @@ class MissingBackendError(MioError):
     exit_code = 5
 
 
+class OutOfMemoryError(MioError):
+    """The machine has not enough memory; what was done is kept, and the same command resumes."""
+
+
 class Interrupted(BaseException):
     """The user or the system stopped the program; what was committed is kept.
 
@@ -45,4 +49,12 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
-__all__ = ["GateError", "Interrupted", "MioError", "MissingBackendError", "SpaceError", "UsageError"]
+__all__ = [
+    "GateError",
+    "Interrupted",
+    "MioError",
+    "MissingBackendError",
+    "OutOfMemoryError",
+    "SpaceError",
+    "UsageError",
+]

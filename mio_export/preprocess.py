@@ -6,16 +6,21 @@ the same pixels everywhere. The cast to float and the normalisation are part of 
 
 import io
 import json
-import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from mio_export.claims import claimed_sizes
 from mio_export.errors import UsageError
 from mio_export.formats import readable_formats
+from mio_export.memory import lacks_memory
+from mio_export.orientation import orientation_of
+from mio_export.png import MAGIC, PngFile, read_png
 from mio_export.schema import InvalidValueError, validated
 
 Pixels = npt.NDArray[np.uint8]
@@ -29,6 +34,15 @@ _RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class DecodeError(Exception):
@@ -40,7 +54,8 @@ class Preprocess:
     """The frozen decode contract of one encoder; it is hashed into the fingerprint of the embedding space.
 
     The fixed rules, version 1: EXIF orientation is applied; transparency is laid over ``background``; palettes are
-    resolved; CMYK and other colour spaces are converted to RGB; 16-bit grey is divided by 257; grey becomes three equal
+    resolved; CMYK and other colour spaces are converted to RGB; 16-bit grey is divided by 257, and 16-bit colour, or
+    grey with alpha, keeps its higher 8 bits; grey becomes three equal
     channels, and colour becomes ITU-R 601 luma, as ``channels`` asks; of an animation the first frame counts; the
     shorter side is resized to ``resize_size`` with antialiasing and the centre is cropped, as torchvision's ``Resize``
     and ``CenterCrop`` do on Pillow images (of a strip beyond 16:1 only the middle is computed). A truncated file is
@@ -118,36 +133,72 @@ class Preprocess:
 
         Raises:
             DecodeError: the bytes are no image, are cut off, or break the contract.
+            MemoryError: the machine has not enough memory, which is not the file's fault.
+        """
+        with self.opened(data, scaled=scaled) as image:
+            return self.pixels(image)
+
+    @contextmanager
+    def opened(self, data: bytes, *, scaled: bool = False) -> Iterator[Image.Image]:
+        """Open an image file as ``decode`` does; within this context, ``pixels`` brings what it is decoded to.
+
+        Its size is checked, and is known before most formats take memory for pixels.
+
+        Raises:
+            DecodeError: as ``decode``, for whatever goes wrong in the context too.
+            MemoryError: the machine has not enough memory.
         """
         if not data:
             raise DecodeError("the file is empty")
         try:
-            with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
-                if image.format == "PNG":
-                    _check_sums(data)
-                if scaled and image.format == "JPEG" and image.width * image.height <= self.max_pixels:
-                    image.draft(None, (_SCALED_MARGIN * self.shorter_side, _SCALED_MARGIN * self.shorter_side))
-                return self.pixels(image)
-        except DecodeError:
+            for size in claimed_sizes(data):
+                self._check_size(*size)
+            png = _read_png(data) if data.startswith(MAGIC) else None
+            with Image.open(io.BytesIO(png.data if png else data), formats=readable_formats()) as image:
+                self._check_size(image.width, image.height)
+                if scaled:
+                    self._draft(image)
+                yield _with_png_details(image, png) if png else image
+        except (DecodeError, MemoryError):
             raise
         except UnidentifiedImageError:
             raise DecodeError("not an image that Pillow can read") from None
         except Image.DecompressionBombError:
             raise DecodeError(f"more than {self.max_pixels:,} pixels (decompression bomb)") from None
         except Exception as error:  # Pillow's readers raise whatever a broken file leads them to
+            if lacks_memory(error):
+                raise MemoryError(_one_line(error)) from error
             raise DecodeError(_one_line(error)) from error
+
+    def can_scale(self, data: bytes) -> bool:
+        """Whether ``scaled`` makes any difference to an image file: it is a JPEG, and large enough."""
+        try:
+            with self.opened(data) as image:
+                return self._draft(image)
+        except DecodeError:
+            return False
 
     def pixels(self, image: Image.Image) -> Pixels:
         """Bring an opened Pillow image to the contract's pixels: uint8, shape (H, W, C)."""
-        if image.width * image.height > self.max_pixels:
-            raise DecodeError(
-                f"{image.width}x{image.height} is more than {self.max_pixels:,} pixels (decompression bomb)"
-            )
+        self._check_size(image.width, image.height)
         image.seek(0)
         image = _oriented(image)
-        image = _flattened(image, self.background).convert("L" if self.channels == 1 else "RGB")
+        image, mode = _flattened(image, self.background), "L" if self.channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
         image = _resized_crop(image, self.shorter_side, self.image_size, self.interpolation)
         return np.array(image, dtype=np.uint8).reshape(self.shape)
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            raise DecodeError(f"{width}x{height} is more than {self.max_pixels:,} pixels (decompression bomb)")
+
+    def _draft(self, image: Image.Image) -> bool:
+        """Let libjpeg decode a large JPEG at a fraction of its size; return whether it will."""
+        if image.format != "JPEG":
+            return False
+        size, side = image.size, _SCALED_MARGIN * self.shorter_side
+        image.draft(None, (side, side))
+        return image.size != size
 
 
 def preprocess_from_dict(values: dict[str, Any]) -> Preprocess:
@@ -162,19 +213,41 @@ def preprocess_from_dict(values: dict[str, Any]) -> Preprocess:
         raise UsageError(f"preprocess: {error}") from None
 
 
-def _check_sums(data: bytes) -> None:
-    """Compare a PNG's check sums: Pillow's decoder stops at the last row, and misses one flipped bit in a hundred.
+def _read_png(data: bytes) -> PngFile:
+    try:
+        return read_png(data)
+    except ValueError as error:
+        raise DecodeError(f"damaged: {error}") from None
 
-    Raises:
-        DecodeError: one does not fit.
+
+def _with_png_details(image: Image.Image, png: PngFile) -> Image.Image:
+    """Give an opened PNG what Pillow leaves out: texts that say which way up it lies, and transparency as it is meant.
+
+    The transparent level of a grey with 2 or 4 bits counts in those bits, but Pillow has made 8 of its pixels; that of
+    an RGB with 16 bits has 16 too, but Pillow keeps the higher 8 of its pixels.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        try:
-            image.verify()
-        except SyntaxError:
-            raise DecodeError("damaged: a check sum of the PNG does not fit") from None
-        except (OSError, EOFError):
-            return  # it ends early; whether all pixels are there, decoding shows
+    if image.format != "PNG":
+        return image
+    level = image.info.get("transparency")
+    if png.colour == 0 and png.depth in (2, 4) and isinstance(level, int):
+        most = 2**png.depth - 1
+        image.info["transparency"] = (level & most) * (255 // most)
+    if png.colour == 2 and png.depth == 16 and isinstance(level, tuple):
+        high = np.asarray(image)
+        low = _low_bytes(png.data)
+        del image.info["transparency"]
+        is_seen = (high != [value >> 8 for value in level]) | (low != [value & 255 for value in level])
+        image.putalpha(Image.fromarray(is_seen.any(axis=2).astype(np.uint8) * 255))
+    for name, value in png.info.items():
+        image.info.setdefault(name, value)
+    return image
+
+
+def _low_bytes(data: bytes) -> Pixels:
+    """Return the lower 8 bits of an RGB PNG with 16, shape (H, W, 3)."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # type: ignore[attr-defined]
+        return np.asarray(image)
 
 
 def _one_line(error: Exception) -> str:
@@ -183,18 +256,24 @@ def _one_line(error: Exception) -> str:
 
 
 def _oriented(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; a file whose EXIF block cannot be read is taken as it lies, as viewers do."""
+    """Turn the pixels upright; the EXIF block is read for that alone, and never written again."""
+    image.load()
+    method = _TRANSPOSITIONS.get(_tiff_orientation(image) if image.format == "TIFF" else orientation_of(image.info))
+    return image if method is None else image.transpose(method)
+
+
+def _tiff_orientation(image: Image.Image) -> Any:
+    """Return what is left to do of a TIFF's orientation, which Pillow applies while it loads."""
     try:
-        orientation = image.getexif().get(0x0112, 1)
-    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, OSError, struct.error, UserWarning):
-        return image
-    return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001 - Pillow raises whatever a broken block leads it to
+        return 1
 
 
 def _flattened(image: Image.Image, background: int) -> Image.Image:
     """Bring any mode to 8-bit without transparency: L or an RGB-convertible mode."""
     if image.mode.startswith("I"):
-        return _from_16_bit(image)
+        return _from_16_bit(image, background)
     if image.mode == "F":
         raise DecodeError("32-bit float pixels have no declared range; save the image with 8 or 16 bits")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
@@ -204,13 +283,17 @@ def _flattened(image: Image.Image, background: int) -> Image.Image:
     return image.convert("RGB") if image.mode == "P" else image
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
+def _from_16_bit(image: Image.Image, background: int) -> Image.Image:
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise DecodeError(
             "32-bit integer pixels beyond 0..65535 have no declared range; save the image with 8 or 16 bits"
         )
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    levels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        levels[values == transparent] = background
+    return Image.fromarray(levels)
 
 
 def _resized_crop(image: Image.Image, shorter_side: int, crop: int, interpolation: Interpolation) -> Image.Image:

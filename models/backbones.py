@@ -1,13 +1,15 @@
 """Backbones by name: our small net, the wide ResNet, torchvision's models and timm's, each without its classifier."""
 
 import difflib
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from mio_export.errors import MissingBackendError, UsageError
 from mio_export.models.small_net import SmallNet
+from mio_export.preprocess import Interpolation
 
 Stem = Literal["imagenet", "small"]
 _HEAD_NAMES = ("fc", "classifier", "heads", "head")
@@ -23,6 +25,8 @@ class Backbone:
     feature_dim: int
     preprocess: dict[str, Any]
     """What its library says of the input: image_size, resize_size, interpolation, mean, std; may be empty."""
+    inexpressible: Mapping[str, str] = field(default_factory=dict)
+    """What its library's evaluation does that a ``Preprocess`` cannot express, by the library's name for it."""
 
 
 def build_backbone(name: str, *, channels: int = 3, stem: Stem = "imagenet") -> Backbone:
@@ -136,6 +140,7 @@ def _change_stem(module: nn.Module, name: str, channels: int, stem: Stem) -> Non
 def _timm(name: str, channels: int, stem: Stem, *, asked: bool) -> Backbone:
     try:
         import timm
+        from timm.data.config import resolve_model_data_config
     except ImportError:
         if asked:
             raise MissingBackendError("timm is not installed: pip install 'mio-export[timm]'") from None
@@ -149,24 +154,34 @@ def _timm(name: str, channels: int, stem: Stem, *, asked: bool) -> Backbone:
     if stem == "small":
         raise UsageError(f"backbone {name!r} from timm has no small stem")
     module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    config = resolve_model_data_config(module)
     return Backbone(
         name=f"timm/{name}",
         module=module,
         feature_dim=int(getattr(module, "head_hidden_size", None) or module.num_features),  # type: ignore[arg-type]
-        preprocess=_timm_preprocess(module),
+        preprocess=_timm_preprocess(config),
+        inexpressible=_timm_inexpressible(config),
     )
 
 
-def _timm_preprocess(module: nn.Module) -> dict[str, Any]:
-    from timm.data.config import resolve_model_data_config
+def _timm_inexpressible(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fields of timm's configuration whose values a ``Preprocess`` has no word for."""
+    _, height, width = config["input_size"]
+    known = {
+        "crop_mode": config.get("crop_mode", "center") == "center",
+        "interpolation": config["interpolation"] in get_args(Interpolation),
+        "input_size": height == width,
+        "crop_pct": 0 < config["crop_pct"] <= 1,
+    }
+    return {field: str(config.get(field)) for field, is_known in known.items() if not is_known}
 
-    config = resolve_model_data_config(module)
-    size = config["input_size"][-1]
-    interpolation = config["interpolation"]
+
+def _timm_preprocess(config: Mapping[str, Any]) -> dict[str, Any]:
+    size, interpolation = config["input_size"][-1], config["interpolation"]
     return {
         "image_size": size,
         "resize_size": int(size / config["crop_pct"]),
-        "interpolation": interpolation if interpolation in ("nearest", "bilinear", "bicubic", "lanczos") else "bicubic",
+        "interpolation": interpolation if interpolation in get_args(Interpolation) else "bicubic",
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mio_export.errors import UsageError
-from mio_export.models.backbones import Stem, build_backbone
+from mio_export.models.backbones import Backbone, Stem, build_backbone
 from mio_export.models.encoder import Encoder, build_encoder
 from mio_export.preprocess import preprocess_from_dict
 
@@ -29,7 +29,8 @@ def encoder_from_weights(
         stem: first layers of a torchvision ResNet.
 
     Raises:
-        UsageError: the file cannot be read as plain tensors, or its tensors do not fit the backbone.
+        UsageError: the file cannot be read as plain tensors, its tensors do not fit the backbone, or the backbone's
+            library evaluates with something that ``Preprocess`` cannot express.
     """
     if stem not in get_args(Stem):
         raise UsageError(f"stem must be {' or '.join(get_args(Stem))}, got {stem!r}")
@@ -39,6 +40,7 @@ def encoder_from_weights(
         if not isinstance(given[key], int):
             raise UsageError(f"preprocess: {key} must be a whole number, got {given[key]!r}")
     known = build_backbone(backbone, channels=given.get("channels", 3), stem=known_stem)
+    _check_expressible(known, given)
     contract = preprocess_from_dict(_with_defaults(known.preprocess, given))
     encoder = build_encoder(known.name, contract, stem=known_stem)
     _load_into(encoder.backbone, read_tensors(weights), weights)
@@ -72,6 +74,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UsageError(f"weights {path} hold more than named tensors; save the state_dict as .safetensors")
     return state
+
+
+def _check_expressible(backbone: Backbone, given: dict[str, Any]) -> None:
+    """Refuse a backbone whose input the contract cannot express, but for what is given in its place."""
+    replaced_by = {"interpolation": "interpolation", "input_size": "image_size", "crop_pct": "resize_size"}
+    for name, value in backbone.inexpressible.items():
+        if replaced_by.get(name) not in given:
+            hint = f"; give another with --preprocess {replaced_by[name]}=…" if name in replaced_by else ""
+            raise UsageError(
+                f"backbone {backbone.name!r} was evaluated with {name} {value}, which the decode contract does not"
+                f" have{hint or '; choose another backbone'}"
+            )
 
 
 def _with_defaults(library: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,13 @@ FLOORS = [
     {
         "errors",
         "files",
+        "claims",
+        "decoding",
         "formats",
+        "limits",
+        "memory",
+        "orientation",
+        "png",
         "secrets",
         "schema",
         "settings",

@@ -293,13 +293,16 @@ def wait_for_shards(process, out, count):
         time.sleep(0.001)
 
 
-def test_a_bundle_whose_artifact_gives_nan_writes_nothing(bundle, photos, out, tmp_path, monkeypatch):
+def test_a_bundle_whose_artifact_gives_nan_fails_every_file_and_says_so(bundle, photos, out, monkeypatch, mio):
     from mio_export.runtimes.onnxruntime import OnnxRuntime
 
     monkeypatch.setattr(OnnxRuntime, "_run", lambda self, images: np.full((len(images), 256), np.nan, np.float32))
-    with pytest.raises(MioError, match="NaN or infinite embeddings"):
-        embed(bundle.path, photos, out)
-    assert shard_paths(out) == []
+    result = mio("embed", bundle.path, photos, "-o", out, "--runtime", "onnxruntime", "--decode", "full")
+    assert result.code == 3
+    assert "all 24 files failed" in result.err
+    rows = list(read_rows(out))
+    assert {(row.status, row.stage) for row in rows} == {("failed", "embed")}
+    assert {row.reason for row in rows} == {"its embedding has NaN or infinite values, computed alone too"}
 
 
 def test_a_newer_schema_is_refused_with_both_versions(bundle, photos, out, tmp_path, mio):

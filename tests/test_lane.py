@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from mio_export.decoding import Decoder
 from mio_export.embedding import lane as module
 from mio_export.embedding.choices import best_batch
+from mio_export.embedding.computing import ImageMemoryError
 from mio_export.embedding.lane import Lane
-from mio_export.embedding.pipeline import Embedder, Limits
+from mio_export.embedding.pipeline import Embedder, StageTimer
 from mio_export.embedding.run import embed
 from mio_export.runtimes import open_runtime
 from mio_export.runtimes.base import Runtime
@@ -24,14 +26,14 @@ SHAPE = (4, 4, 3)
 class Slow(Runtime):
     """Gives each image's first pixel, after a time for each batch and for each image, up to a number of images."""
 
-    def __init__(self, *, per_batch_s=0.0, per_image_s=0.0, most=1_000):
+    def __init__(self, *, per_batch_s=0.0, per_image_s=0.0, most=1_000, error="out of memory"):
         super().__init__(image_shape=SHAPE, embedding_dim=1, device="cpu")
-        self._seconds, self._most = (per_batch_s, per_image_s), most
+        self._seconds, self._most, self._error = (per_batch_s, per_image_s), most, error
         self.threads = set()
 
     def _run(self, images):
         if len(images) > self._most:
-            raise RuntimeError("out of memory")
+            raise RuntimeError(self._error)
         self.threads.add(threading.get_ident())
         time.sleep(self._seconds[0] + self._seconds[1] * len(images))
         return images[:, 0, 0, :1].astype(np.float32)
@@ -66,10 +68,28 @@ def test_the_next_batch_is_gathered_while_a_gpu_computes():
 
 
 def test_what_fails_in_the_gpus_thread_comes_out():
-    with Lane(Slow(most=2), 4, ahead=True) as lane:
+    with Lane(Slow(most=2, error="device lost"), 4, ahead=True) as lane:
         lane.send(batches([4])[0])
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(RuntimeError, match="device lost"):
             lane.rest()
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_batch_that_memory_does_not_hold_is_embedded_image_by_image(ahead):
+    with Lane(Slow(most=2, error="CUDA out of memory. Tried to allocate 2 GiB"), 4, ahead=ahead) as lane:
+        found = [pair for batch in batches([4, 2, 4]) for pair in lane.send(batch)] + lane.rest()
+    assert [name for names, _ in found for name in names] == [str(index) for index in range(10)]
+    assert np.concatenate([vectors for _, vectors in found]).ravel().tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_image_that_memory_does_not_hold_alone_is_named(ahead):
+    def embedded():
+        with Lane(Slow(most=0, error="bad allocation"), 4, ahead=ahead) as lane:
+            return lane.send(batches([3])[0]) + lane.rest()
+
+    with pytest.raises(ImageMemoryError, match="not enough memory to embed 0 alone"):
+        embedded()
 
 
 def test_both_ways_give_the_same_store(bundle, photos, tmp_path, monkeypatch):
@@ -87,13 +107,13 @@ def test_both_ways_give_the_same_store(bundle, photos, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_what_the_runtime_takes_is_what_limits(bundle, photos, monkeypatch, ahead):
-    started, run, limits = Lane.__init__, OnnxRuntime._run, Limits()
+    started, run, timer = Lane.__init__, OnnxRuntime._run, StageTimer()
     monkeypatch.setattr(module.Lane, "__init__", lambda self, runtime, size: started(self, runtime, size, ahead=ahead))
     monkeypatch.setattr(OnnxRuntime, "_run", lambda self, images: (time.sleep(0.6), run(self, images))[1])
     with open_runtime(bundle, "onnxruntime") as runtime, ThreadPoolExecutor(2) as pool:
-        embedder = Embedder(runtime, bundle.manifest.preprocess, pool, batch_size=2, scaled=False, limits=limits)
+        embedder = Embedder(runtime, Decoder(bundle.manifest.preprocess), pool, batch_size=2, timer=timer)
         embedder.embed(list_images(photos).files[:6])
-    assert limits.bottleneck == "infer"
+    assert timer.bottleneck == "infer"
 
 
 @pytest.mark.parametrize(

@@ -238,3 +238,215 @@ def test_a_png_with_a_flipped_bit_is_never_taken_for_another_image():
             contract.decode(bytes(damaged))
     without_end = whole[: whole.index(b"IEND") - 4]
     assert np.array_equal(contract.decode(without_end), contract.decode(whole))
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(depth, colour, rows, *chunks):
+    """A PNG of 8 x 8 pixels from the bytes of its rows, with more chunks before them."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, depth, colour, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + data + chunk(b"IEND", b"")
+
+
+def with_chunks(data, *chunks):
+    """A PNG with more chunks behind its header."""
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+def exif_block(*entries, orientation=6):
+    """An EXIF block with an orientation, and entries of tag, type, count and four bytes."""
+    entries = sorted([(0x0112, 3, 1, struct.pack("<HH", orientation, 0)), *entries])
+    directory = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory + bytes(68)
+
+
+ODD_EXIF = {
+    "short below zero": (0x0100, 8, 1, struct.pack("<hh", -5, 0)),
+    "long below zero": (0x0100, 9, 1, struct.pack("<i", -1)),
+    "not a number": (0x011A, 11, 1, struct.pack("<f", float("nan"))),
+    "float for a short": (0x0101, 11, 1, struct.pack("<f", 1.5)),
+    "signed bytes": (0x0102, 6, 4, struct.pack("<4b", -1, -2, -3, -4)),
+    "text that is not UTF-8": (0x010E, 2, 4, b"\xff\xfe\x80\0"),
+    "cut off behind it": (0x8769, 4, 1, struct.pack("<I", 2**31)),
+    "a fraction of nothing": (0x011B, 5, 1, struct.pack("<I", 34)),
+}
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("entry", ODD_EXIF.values(), ids=ODD_EXIF)
+def test_a_photo_is_upright_whatever_else_its_exif_block_holds(photo_crops, format, entry):
+    plain = exact(160).decode(encoded(photo_crops[0], format, exif=exif_block()))
+    upright = np.asarray(photo_crops[0].transpose(Image.Transpose.ROTATE_270))
+    assert np.abs(plain.astype(int) - upright).mean() < 12
+    np.testing.assert_array_equal(exact(160).decode(encoded(photo_crops[0], format, exif=exif_block(entry))), plain)
+
+
+@pytest.mark.parametrize(
+    ("entry", "orientation"),
+    [
+        ((0x0112, 2, 4, b"6\0\0\0"), 6),
+        ((0x0112, 1, 1, b"\x06\0\0\0"), 6),
+        ((0x0112, 3, 1, b"\x09\0\0\0"), 6),
+        ((0x0112, 11, 1, struct.pack("<f", float("nan"))), 9),
+    ],
+)
+def test_an_odd_orientation_leaves_the_image_as_it_lies(photo_crops, entry, orientation):
+    block = exif_block(orientation=orientation)
+    block = block[: 6 + 10] + struct.pack("<HHI", *entry[:3]) + entry[3] + block[6 + 22 :]
+    pixels = exact(160).decode(encoded(photo_crops[0], "PNG", exif=block))
+    np.testing.assert_array_equal(pixels, np.asarray(photo_crops[0]))
+
+
+def test_an_exif_block_whose_values_all_claim_the_whole_of_it_costs_nothing(photo_crops):
+    size = 4_000_000
+    entries = b"".join(struct.pack("<HHII", tag, 7, size, 0) for tag in range(0x0113, 0x0113 + 20_000))
+    block = b"II*\0\x08\0\0\0" + struct.pack("<HHHII", 20_001, 0x0112, 3, 1, 6) + entries + bytes(size)
+    start = time.perf_counter()
+    pixels = exact(160).decode(with_chunks(encoded(photo_crops[0], "PNG"), chunk(b"eXIf", block)))
+    assert time.perf_counter() - start < 2  # Pillow before 13 would hold 80 GB
+    np.testing.assert_array_equal(pixels, np.asarray(photo_crops[0].transpose(Image.Transpose.ROTATE_270)))
+
+
+XMP = b'<x:xmpmeta tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP + b" " * 3_000_000)),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n94\n" + exif_block().hex().encode())),
+    ],
+    ids=["XMP", "XMP of 3 MB, compressed", "EXIF as text"],
+)
+def test_a_png_whose_text_says_that_it_is_rotated_is_turned_upright(photo_crops, text):
+    pixels = exact(160).decode(with_chunks(encoded(photo_crops[0], "PNG"), text))
+    np.testing.assert_array_equal(pixels, np.asarray(photo_crops[0].transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(1 << 28)))],
+        [chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(b"x" * 1_200_000))],
+        [chunk(b"tEXt", b"a\0" + b"x" * 1_000_000)] * 70,
+        [chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(3_000_000)))],
+        [chunk(b"tEXt", b"transparency\0soft")],
+        [chunk(b"tEXt", b"interlace\0no")],
+    ],
+    ids=["bomb", "1.2 MB compressed", "70 MB", "profile", "named as a field", "named as another"],
+)
+def test_texts_and_profiles_of_a_png_change_nothing(photo_crops, chunks):
+    data = encoded(photo_crops[0], "PNG")
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    np.testing.assert_array_equal(exact(160).decode(with_chunks(data, *chunks)), exact(160).decode(data))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # of a bomb: 256 MB a copy
+
+
+@pytest.mark.parametrize(("depth", "factor"), [(1, 255), (2, 85), (4, 17), (8, 1)])
+def test_the_transparent_level_of_a_grey_png_counts_in_its_own_bits(depth, factor):
+    level = 1
+    row = {1: b"\x55", 2: b"\x12" * 2, 4: b"\x12" * 4, 8: b"\x01\x02" * 4}[depth]
+    pixels = exact(8).decode(png(depth, 0, [row] * 8, chunk(b"tRNS", struct.pack(">H", level))))
+    plain = exact(8).decode(png(depth, 0, [row] * 8))
+    expected = np.where(plain == level * factor, 255, plain)
+    np.testing.assert_array_equal(pixels, expected)
+    assert (plain == level * factor).any()
+    assert not (plain == level * factor).all()
+
+
+def test_transparency_of_16_bits_is_that_of_16_bits():
+    grey = struct.pack(">8H", *[1000, 1001] * 4)
+    pixels = exact(8, background=9).decode(png(16, 0, [grey] * 8, chunk(b"tRNS", struct.pack(">H", 1000))))
+    assert pixels[0, :2, 0].tolist() == [9, 4]
+    colour = struct.pack(">24H", *[1000, 2000, 3000, 1000, 2000, 3001] * 4)
+    data = png(16, 2, [colour] * 8, chunk(b"tRNS", struct.pack(">HHH", 1000, 2000, 3000)))
+    assert exact(8).decode(data)[3, :2].tolist() == [[255, 255, 255], [3, 7, 11]]
+    false = struct.pack(">24H", *[232 << 8, 208 << 8, 184 << 8] * 8)  # the lower 8 bits of the transparent colour
+    data = png(16, 2, [false] * 8, chunk(b"tRNS", struct.pack(">HHH", 1000, 2000, 3000)))
+    assert exact(8).decode(data)[0, 0].tolist() == [232, 208, 184]
+
+
+def test_16_bit_colour_keeps_its_higher_8_bits():
+    colour = struct.pack(">24H", *[255, 256, 65535] * 8)
+    assert exact(8).decode(png(16, 2, [colour] * 8))[0, 0].tolist() == [0, 1, 255]
+
+
+def large_png(side):
+    header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
+    row = b"\0" + bytes(4 * side)
+    packer = zlib.compressobj(1)
+    data = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def contained(kind, side):
+    """A file that says that it is small, and holds a picture that is not."""
+    if kind == "webp":
+        data = bytearray(encoded(Image.new("RGB", (8, 8)), "WEBP", lossless=True))
+        data[21:25] = struct.pack("<I", side - 1 | (side - 1) << 14)
+        return bytes(data)
+    inner = large_png(side)
+    if kind == "icns":
+        return b"icns" + struct.pack(">I", 16 + len(inner)) + b"ic07" + struct.pack(">I", 8 + len(inner)) + inner
+    if kind == "ico of a bitmap":
+        inner = struct.pack("<IiiHHIIiiII", 40, side, 2 * side, 1, 32, 0, 0, 0, 0, 0, 0) + bytes(1000)
+    return struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+
+
+@pytest.mark.parametrize("kind", ["ico", "ico of a bitmap", "icns", "webp"])
+def test_pixels_are_counted_before_they_take_memory(kind):
+    resource = pytest.importorskip("resource")
+    data, contract = contained(kind, 5_000), exact(32, max_pixels=20_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DecodeError, match="5000x5000 is more than 20,000,000 pixels"):
+        contract.decode(data)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+
+
+@pytest.mark.parametrize("kind", ["ICO", "ICNS"])
+def test_icons_are_decoded(photo_crops, kind):
+    image = photo_crops[0].resize((128, 128))
+    pixels = exact(128).decode(encoded(image, kind, sizes=[(128, 128)]))
+    assert np.abs(pixels.astype(int) - np.asarray(image)).mean() < 2  # an .icns has it larger
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n{ } loop\nshowpage\n%%EOF\n",
+        b"\x89HDF\r\n\x1a\n" + bytes(100),
+        b"GRIB\0\0\0\1" + bytes(100),
+        b"BUFR" + bytes(100),
+    ],
+    ids=["PostScript", "HDF5", "GRIB", "BUFR"],
+)
+def test_what_another_program_would_have_to_read_is_no_image(data):
+    with pytest.raises(DecodeError, match="not an image that Pillow can read"):
+        exact(8).decode(data)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError("out of memory error when reading image file"), OSError(12, "no memory")]
+)
+def test_lack_of_memory_is_not_the_files_fault(photo_crops, monkeypatch, error):
+    def scarce(*arguments):
+        raise error
+
+    monkeypatch.setattr("mio_export.preprocess._resized_crop", scarce)
+    with pytest.raises(MemoryError):
+        exact(160).decode(encoded(photo_crops[0]))
+
+
+@pytest.mark.parametrize(
+    ("size", "format", "expected"),
+    [((64, 64), "JPEG", False), ((128, 200), "JPEG", True), ((127, 500), "JPEG", False), ((400, 400), "PNG", False)],
+)
+def test_only_large_jpegs_can_be_scaled(photo_crops, size, format, expected):
+    data = encoded(photo_crops[0].resize(size), format)
+    assert exact(32).can_scale(data) is expected
+    assert exact(32).can_scale(data[:40]) is False

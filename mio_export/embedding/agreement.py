@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mio_export.bundle import Bundle
+from mio_export.decoding import Decoder
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import SpaceError
 from mio_export.evidence import Budget, Comparison, budget_for, load_report
@@ -149,18 +150,19 @@ def _read_again(stored: Sequence[_Stored], bundle: Bundle, info: StoreInfo) -> t
     """Read and decode files whose bytes are those of their row, up to the sample's size."""
     sample, pixels = [], []
     order = sorted(range(len(stored)), key=lambda index: (index % (_CANDIDATES // _SAMPLE), index))  # spread, too
-    for index in order:
-        found = stored[index]
-        try:
-            data = found.file.read()[0]
-            if hashlib.sha256(data).hexdigest() != found.sha256:
+    with Decoder(bundle.manifest.preprocess, scaled=info.decode == "scaled") as decoder:
+        for index in order:
+            found = stored[index]
+            try:
+                data = found.file.read(decoder.limits.max_file_bytes)[0]
+                if hashlib.sha256(data).hexdigest() != found.sha256:
+                    continue
+                pixels.append(decoder.decode(data))
+            except (OSError, DecodeError):
                 continue
-            pixels.append(bundle.manifest.preprocess.decode(data, scaled=info.decode == "scaled"))
-        except (OSError, DecodeError):
-            continue
-        sample.append(found)
-        if len(sample) == _SAMPLE:
-            break
+            sample.append(found)
+            if len(sample) == _SAMPLE:
+                break
     return sample, pixels
 
 

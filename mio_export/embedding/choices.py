@@ -4,14 +4,14 @@ import importlib.util
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mio_export.bundle import Bundle
+from mio_export.decoding import Decoder
 from mio_export.errors import GateError, MissingBackendError, UsageError
+from mio_export.limits import Limits
 from mio_export.parity.report import relative_errors
 from mio_export.preprocess import DecodeError, Preprocess
 from mio_export.progress import Progress
@@ -154,7 +154,13 @@ def best_batch(runtime: Runtime, largest: int) -> int:
 
 
 def settle_decoding(
-    decode: str, bundle: Bundle, choice: Choice, files: Sequence[SourceFile], *, progress: Progress
+    decode: str,
+    bundle: Bundle,
+    choice: Choice,
+    files: Sequence[SourceFile],
+    *,
+    progress: Progress,
+    limits: Limits | None = None,
 ) -> str:
     """Turn ``auto`` into ``scaled`` or ``full``, by what scaled decoding does to embeddings of the files themselves.
 
@@ -164,11 +170,11 @@ def settle_decoding(
         choice: what embeds.
         files: the user's own.
         progress: is told what was found.
+        limits: what one file may cost; None: the defaults.
     """
     if decode != "auto":
         return decode
-    preprocess = bundle.manifest.preprocess
-    pairs = _both_ways(files, preprocess)
+    pairs = _both_ways(files, bundle.manifest.preprocess, limits)
     if not pairs:
         return "full"
     size = min(_MAX_BATCH, bundle.manifest.max_batch)
@@ -189,28 +195,20 @@ def settle_decoding(
     return "full"
 
 
-def _both_ways(files: Sequence[SourceFile], preprocess: Preprocess) -> list[tuple[np.ndarray, np.ndarray]]:
+def _both_ways(
+    files: Sequence[SourceFile], preprocess: Preprocess, limits: Limits | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Decode some of the JPEGs that scaled decoding would touch, in full and scaled."""
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     named = [file for file in files if Path(file.key).suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]
-    for file in spread(named, _CANDIDATES) if named else []:
-        try:
-            data, _ = file.read()
-            if _is_large(data, preprocess):
-                pairs.append((preprocess.decode(data), preprocess.decode(data, scaled=True)))
-        except (OSError, DecodeError):
-            continue
-        if len(pairs) == _SAMPLE:
-            break
+    with Decoder(preprocess, limits=limits) as full, Decoder(preprocess, scaled=True, limits=limits) as scaled:
+        for file in spread(named, _CANDIDATES) if named else []:
+            try:
+                data, _ = file.read(full.limits.max_file_bytes)
+                if full.can_scale(data):
+                    pairs.append((full.decode(data), scaled.decode(data)))
+            except (OSError, DecodeError, MemoryError):
+                continue
+            if len(pairs) == _SAMPLE:
+                break
     return pairs
-
-
-def _is_large(data: bytes, preprocess: Preprocess) -> bool:
-    """Whether scaled decoding changes anything."""
-    try:
-        with Image.open(BytesIO(data)) as image:
-            before = image.size
-            image.draft(None, (2 * preprocess.shorter_side, 2 * preprocess.shorter_side))
-            return image.size != before
-    except Exception:  # noqa: BLE001 - Pillow's readers raise whatever a broken file leads them to
-        return False

@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 
+from mio_export.embedding.computing import embed_carefully
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import Runtime
 from mio_export.runtimes.base import Embeddings
@@ -40,16 +41,20 @@ class Lane:
         """How long the caller has stood still for the runtime, in seconds; whoever takes it down sets it back."""
 
     def send(self, batch: Mapping[str, Pixels]) -> list[tuple[list[str], Embeddings]]:
-        """Send images of shape (H, W, C) by their names; return the names and vectors of batches that are done."""
+        """Send images of shape (H, W, C) by their names; return the names and vectors of batches that are done.
+
+        Raises:
+            ImageMemoryError: there is not enough memory for one image alone, whose name it has.
+        """
         if self._thread is None:
             start = time.perf_counter()
-            embeddings = self._runtime.embed(np.stack(list(batch.values())))
+            embeddings = embed_carefully(self._runtime, list(batch), np.stack(list(batch.values())))
             self.waited_s += time.perf_counter() - start
             return [(list(batch), embeddings)]
         done = [self._next()] if len(self._sent) == _NUM_BUFFERS else []
         buffer = next(self._buffers)[: len(batch)]
         np.stack(list(batch.values()), out=buffer)
-        self._sent.append((list(batch), self._thread.submit(self._runtime.embed, buffer)))
+        self._sent.append((list(batch), self._thread.submit(embed_carefully, self._runtime, list(batch), buffer)))
         return done
 
     def rest(self) -> list[tuple[list[str], Embeddings]]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from mio_export.bundle import Bundle, load_bundle
+from mio_export.decoding import Decoder
 from mio_export.embedding.choices import fastest, settle_decoding
-from mio_export.embedding.pipeline import Embedder, Limits, decode
+from mio_export.embedding.pipeline import Embedder, StageTimer, decode
 from mio_export.errors import GateError, MioError, UsageError
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice
@@ -97,20 +98,22 @@ def measure(
     mode = settle_decoding("auto", opened, choice, files, progress=Progress())
     preprocess = opened.manifest.preprocess
 
-    with open_choice(opened, choice) as runtime, ThreadPoolExecutor(num_threads()) as pool:
+    with (
+        open_choice(opened, choice) as runtime,
+        ThreadPoolExecutor(num_threads()) as pool,
+        Decoder(preprocess, scaled=mode == "scaled") as decoder,
+    ):
         images = np.zeros((batch_size, *preprocess.shape), np.uint8)
 
         def decoded(some: Sequence[SourceFile]) -> int:
-            results = pool.map(lambda file: decode(file, preprocess, scaled=mode == "scaled").pixels, some)
+            results = pool.map(lambda file: decode(file, decoder, max_bytes=decoder.limits.max_file_bytes).pixels, some)
             return sum(pixels is not None for pixels in results)
 
         def inferred(some: Sequence[SourceFile]) -> int:
             return sum(len(runtime.embed(images)) for _ in range(-(-len(some) // batch_size)))
 
         def embedded(some: Sequence[SourceFile]) -> int:
-            embedder = Embedder(
-                runtime, preprocess, pool, batch_size=batch_size, scaled=mode == "scaled", limits=Limits()
-            )
+            embedder = Embedder(runtime, decoder, pool, batch_size=batch_size, timer=StageTimer())
             return sum(row.has_vector for row in embedder.embed(some).rows)
 
         stages = (decoded, inferred, embedded)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mio_export.embedding.parts import num_files_of
-from mio_export.embedding.pipeline import Limits
+from mio_export.embedding.pipeline import StageTimer
 from mio_export.embedding.writer import StoreWriter
 from mio_export.errors import MioError, SpaceError, UsageError
 from mio_export.files import behind_links, staged_folder
@@ -187,7 +187,7 @@ def _write(
         until_done.enter_context(locked(staged))
         write_info(staged, info)
         with (
-            StoreWriter(staged, info, Limits()) as writer,
+            StoreWriter(staged, info, StageTimer()) as writer,
             progress.task("merging", len(shards), unit="shards") as task,
         ):
             for snapshot, shard in shards:

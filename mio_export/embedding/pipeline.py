@@ -4,20 +4,38 @@ import hashlib
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
+from mio_export.decoding import Decoder
 from mio_export.embedding.cache import Cache
+from mio_export.embedding.computing import ImageMemoryError
 from mio_export.embedding.lane import Lane
-from mio_export.errors import MioError
-from mio_export.preprocess import DecodeError, Pixels, Preprocess
+from mio_export.errors import OutOfMemoryError
+from mio_export.memory import lacks_memory
+from mio_export.preprocess import DecodeError, Pixels
 from mio_export.progress import Task
 from mio_export.runtimes import Runtime
 from mio_export.runtimes.base import Embeddings
 from mio_export.sources import SourceFile
 from mio_export.store import FAILED, OK, Row, Vector
+
+_NOT_FINITE = "its embedding has NaN or infinite values, computed alone too"
+
+
+class Decodes(Protocol):
+    """What turns the bytes of a file into pixels: a ``Decoder``, or a contract without limits."""
+
+    def decode(self, data: bytes) -> Pixels:
+        """Return uint8 pixels, shape (H, W, C).
+
+        Raises:
+            DecodeError: the file is at fault.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +63,7 @@ class Embedded:
     """The contents whose vectors a runtime gave, not a cache."""
 
 
-class Limits:
+class StageTimer:
     """Where the time of a run goes."""
 
     def __init__(self) -> None:
@@ -68,22 +86,24 @@ class Limits:
 
 
 class Embedder:
-    """What turns files into rows and vectors with one runtime and one pool of decoding threads."""
+    """What turns files into rows and vectors with one runtime, one decoder and one pool of threads.
+
+    Args:
+        runtime: what computes.
+        decoder: what decodes; it also knows how many bytes a file may have.
+        pool: the threads that read and decode.
+        batch_size: images computed at once.
+        timer: is told where the time goes.
+    """
 
     def __init__(
-        self,
-        runtime: Runtime,
-        preprocess: Preprocess,
-        pool: ThreadPoolExecutor,
-        *,
-        batch_size: int,
-        scaled: bool,
-        limits: Limits,
+        self, runtime: Runtime, decoder: Decoder, pool: ThreadPoolExecutor, *, batch_size: int, timer: StageTimer
     ) -> None:
-        self._limits = limits
-        self._runtime, self._preprocess, self._pool = runtime, preprocess, pool
-        self._batch_size, self._scaled = batch_size, scaled
+        self._timer = timer
+        self._runtime, self._decoder, self._pool = runtime, decoder, pool
+        self._batch_size = batch_size
         self._window = 2 * (batch_size + pool._max_workers)
+        self._failed: set[str] = set()
 
     def embed(
         self,
@@ -95,6 +115,8 @@ class Embedder:
     ) -> Embedded:
         """Embed files in full batches, in their order.
 
+        A content whose embedding is not finite fails, with all files that hold it, for as long as this object lives.
+
         Args:
             files: to be read.
             is_known: whether the vector of a content, by its sha256, is there already; asked by threads.
@@ -102,9 +124,30 @@ class Embedder:
             task: is told of each file.
 
         Raises:
-            MioError: the runtime gave NaN or infinite values.
+            OutOfMemoryError: there is not enough memory for one file, though it was tried alone; the message names it.
         """
         found = Embedded()
+        try:
+            self._embed_into(found, files, is_known, cache, task)
+        except ImageMemoryError as error:
+            key = next(row.key for row in found.rows if row.sha256 == error.name)
+            raise OutOfMemoryError(
+                f"there is not enough memory to embed {key}, though it was tried alone; what was done is kept: free"
+                " memory, then run it again to go on"
+            ) from error
+        num_failed = self._fail(found)
+        if task is not None and num_failed:
+            task.advance(0, failed=num_failed)
+        return found
+
+    def _embed_into(
+        self,
+        found: Embedded,
+        files: Sequence[SourceFile],
+        is_known: Callable[[str], bool],
+        cache: Cache | None,
+        task: Task | None,
+    ) -> None:
         seen: set[str] = set()
         batch: dict[str, Pixels] = {}
         with Lane(self._runtime, self._batch_size) as lane:
@@ -122,66 +165,106 @@ class Embedder:
                     self._take(lane, lane.send(batch), found)
                     batch = {}
                 if task is not None:
-                    task.advance(failed=row.status == FAILED, limited_by=self._limits.bottleneck)
+                    task.advance(failed=row.status == FAILED, limited_by=self._timer.bottleneck)
             if batch:
                 self._take(lane, lane.send(batch), found)
             self._take(lane, lane.rest(), found)
-        return found
+
+    def _fail(self, found: Embedded) -> int:
+        """Turn the rows of contents whose embedding is not finite into failed ones; return how many there are."""
+        places = [p for p, row in enumerate(found.rows) if row.status == OK and row.sha256 in self._failed]
+        for place in places:
+            found.rows[place] = replace(found.rows[place], status=FAILED, stage="embed", reason=_NOT_FINITE)
+        return len(places)
 
     def _take(self, lane: Lane, done: Iterable[tuple[list[str], Embeddings]], found: Embedded) -> None:
         for contents, vectors in done:
-            if not np.isfinite(vectors).all():
-                name = type(self._runtime).__name__
-                raise MioError(f"{name} gave NaN or infinite embeddings; prove the bundle again: mio verify --images")
-            found.vectors |= dict(zip(contents, vectors, strict=True))
-            found.computed += contents
-        self._limits.add("infer", lane.waited_s)
+            for sha256, vector in zip(contents, vectors, strict=True):
+                if np.isfinite(vector).all():
+                    found.vectors[sha256] = vector
+                    found.computed.append(sha256)
+                else:
+                    self._failed.add(sha256)
+        self._timer.add("infer", lane.waited_s)
         lane.waited_s = 0.0
 
     def _decode_ahead(
         self, files: Sequence[SourceFile], is_known: Callable[[str], bool], cache: Cache | None
     ) -> Iterator[Decoded]:
-        pending: deque[Future[Decoded]] = deque()
-        for file in files:
-            pending.append(
-                self._pool.submit(decode, file, self._preprocess, scaled=self._scaled, is_known=is_known, cache=cache)
+        def submit(file: SourceFile) -> Future[Decoded]:
+            return self._pool.submit(
+                decode,
+                file,
+                self._decoder,
+                max_bytes=self._decoder.limits.max_file_bytes,
+                is_known=lambda sha256: sha256 in self._failed or is_known(sha256),
+                cache=cache,
             )
-            if len(pending) >= self._window:
-                yield self._next(pending)
-        while pending:
-            yield self._next(pending)
 
-    def _next(self, pending: deque[Future[Decoded]]) -> Decoded:
+        pending: deque[tuple[SourceFile, Future[Decoded]]] = deque()
+        for file in files:
+            pending.append((file, submit(file)))
+            if len(pending) >= self._window:
+                yield self._next(pending, submit)
+        while pending:
+            yield self._next(pending, submit)
+
+    def _next(
+        self, pending: deque[tuple[SourceFile, Future[Decoded]]], submit: Callable[[SourceFile], Future[Decoded]]
+    ) -> Decoded:
         start = time.perf_counter()
-        decoded = pending.popleft().result()
-        self._limits.add("wait", time.perf_counter() - start)
-        self._limits.add("read", decoded.read_s)
-        self._limits.add("decode", decoded.decode_s)
+        file, future = pending.popleft()
+        try:
+            decoded = future.result()
+        except MemoryError:
+            wait([other for _, other in pending])  # what they hold is free then
+            decoded = _alone(file, submit)
+        self._timer.add("wait", time.perf_counter() - start)
+        self._timer.add("read", decoded.read_s)
+        self._timer.add("decode", decoded.decode_s)
         return decoded
+
+
+def _alone(file: SourceFile, submit: Callable[[SourceFile], Future[Decoded]]) -> Decoded:
+    """Read and decode a file while no other is worked on."""
+    try:
+        return submit(file).result()
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        raise OutOfMemoryError(
+            f"there is not enough memory to read and decode {file.key}{reason}, though it was tried alone; what was"
+            " done is kept: free memory or allow less (--max-pixels, --max-file-bytes), then run it again to go on"
+        ) from error
 
 
 def decode(
     file: SourceFile,
-    preprocess: Preprocess,
+    decoder: Decodes,
     *,
-    scaled: bool = False,
+    max_bytes: int | None = None,
     is_known: Callable[[str], bool] = lambda sha256: False,
     cache: Cache | None = None,
 ) -> Decoded:
-    """Read and decode one file; what goes wrong with it is its row's reason."""
+    """Read and decode one file; what goes wrong with it is its row's reason.
+
+    Raises:
+        MemoryError: the machine has not enough memory, which is not the file's fault.
+    """
     size, mtime_ns, sha256 = file.size, file.mtime_ns, None
     pixels = vector = None
     stage, reason = "read" if file.problem else None, file.problem
     start = read = time.perf_counter()
     if reason is None:
         try:
-            data, mtime_ns = file.read()
+            data, mtime_ns = file.read(max_bytes)
             size, sha256 = len(data), hashlib.sha256(data).hexdigest()
             read = time.perf_counter()
             if not is_known(sha256):
                 vector = cache.get(sha256) if cache else None
-                pixels = preprocess.decode(data, scaled=scaled) if vector is None else None
+                pixels = decoder.decode(data) if vector is None else None
         except OSError as error:
+            if lacks_memory(error):
+                raise MemoryError(error.strerror) from error
             stage, reason = "read", f"cannot be read: {error.strerror or error}"
         except DecodeError as error:
             stage, reason = "decode", str(error)

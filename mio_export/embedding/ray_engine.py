@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import Bundle
-from mio_export.embedding.pipeline import Embedded, Embedder, Limits
+from mio_export.decoding import Decoder
+from mio_export.embedding.pipeline import Embedded, Embedder, StageTimer
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import MioError, MissingBackendError, SpaceError, UsageError
+from mio_export.limits import Limits
 from mio_export.progress import Task
 from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import limit_threads, num_threads
@@ -70,6 +72,7 @@ def embedded_by_ray(
     info: StoreInfo,
     shards: Sequence[Sequence[SourceFile]],
     *,
+    limits: Limits,
     address: str | None,
     task: Task,
 ) -> Generator[Embedded]:
@@ -82,6 +85,7 @@ def embedded_by_ray(
         choice: what embeds: a worker for each processor core or, where that is a GPU, for each GPU.
         info: says how large batches are, and how images are decoded.
         shards: their files; every machine reads them at these same places.
+        limits: what one file may cost.
         address: of a Ray cluster to join; None: the one that this process is in already, else this machine alone.
         task: is told of each shard.
 
@@ -94,7 +98,7 @@ def embedded_by_ray(
     from ray.data import DataContext
     from ray.exceptions import RayError
 
-    settings = pickle.dumps((bundle, choice, info, str(Path.cwd()), versions_here(choice.runtime)))
+    settings = pickle.dumps((bundle, choice, info, limits, str(Path.cwd()), versions_here(choice.runtime)))
     items = [{"files": pickle.dumps(shard)} for shard in shards]
     with _cluster(address):
         context = DataContext.get_current().copy()
@@ -109,7 +113,7 @@ def embedded_by_ray(
                 )
             for shard, row in zip(shards, done.iter_rows(), strict=True):
                 embedded, limited_by = _received(row["reply"])
-                _check_same_files(shard, embedded)
+                _check_same_files(shard, embedded, limits.max_file_bytes)
                 num_failed = sum(file.status == FAILED for file in embedded.rows)
                 task.advance(len(embedded.rows), failed=num_failed, limited_by=limited_by)
                 yield embedded
@@ -171,35 +175,34 @@ def _share(choice: Choice) -> dict[str, float]:
 def _embed_shard(row: dict[str, Any], settings: bytes) -> dict[str, Any]:
     """Embed a shard, in a worker; our own errors travel as values, as Ray would wrap them and try again."""
     try:
-        embedder, limits = _opened(settings)
-        reply: object = (embedder.embed(pickle.loads(row["files"])), limits.bottleneck)
+        embedder, timer = _opened(settings)
+        reply: object = (embedder.embed(pickle.loads(row["files"])), timer.bottleneck)
     except MioError as error:
         reply = error
     return {"reply": pickle.dumps(reply)}
 
 
 @lru_cache(maxsize=1)
-def _opened(settings: bytes) -> tuple[Embedder, Limits]:
+def _opened(settings: bytes) -> tuple[Embedder, StageTimer]:
     """Open the runtime, once for all shards that this process is given."""
     import ray
 
-    bundle, choice, info, folder, versions = pickle.loads(settings)
+    bundle, choice, info, limits, folder, versions = pickle.loads(settings)
     _check_versions(versions, versions_here(choice.runtime))
     try:
         os.chdir(folder)  # paths may be relative to it
     except OSError as error:
         raise _elsewhere(f"has no folder {folder} ({error.strerror})") from None
     limit_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-    limits = Limits()
+    timer = StageTimer()
     embedder = Embedder(
         open_choice(bundle, choice),
-        bundle.manifest.preprocess,
+        Decoder(bundle.manifest.preprocess, scaled=info.decode == "scaled", limits=limits),
         ThreadPoolExecutor(num_threads()),
         batch_size=info.batch_size,
-        scaled=info.decode == "scaled",
-        limits=limits,
+        timer=timer,
     )
-    return embedder, limits
+    return embedder, timer
 
 
 def _received(reply: bytes) -> tuple[Embedded, str]:
@@ -210,14 +213,14 @@ def _received(reply: bytes) -> tuple[Embedded, str]:
     return embedded, limited_by
 
 
-def _check_same_files(shard: Sequence[SourceFile], embedded: Embedded) -> None:
+def _check_same_files(shard: Sequence[SourceFile], embedded: Embedded, max_bytes: int) -> None:
     """Refuse a shard of which a worker could read nothing, though this process can: its machine lacks the files."""
     if any(row.stage != "read" for row in embedded.rows):
         return
     for file in shard:
         if file.problem is None:
             try:
-                file.read()
+                file.read(max_bytes)
             except OSError:
                 return
             reason = next(row.reason for row in embedded.rows if row.key == file.key)

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mio_export.bundle import Bundle, load_bundle
+from mio_export.decoding import Decoder, within
 from mio_export.embedding.agreement import continued
 from mio_export.embedding.cache import Cache
 from mio_export.embedding.parts import files_of
-from mio_export.embedding.pipeline import Embedded, Embedder, Limits
+from mio_export.embedding.pipeline import Embedded, Embedder, StageTimer
 from mio_export.embedding.ray_engine import Engine, embedded_by_ray, engine_of
 from mio_export.embedding.settling import Wishes, settle
 from mio_export.embedding.standing import Standing
 from mio_export.embedding.writer import StoreWriter
 from mio_export.errors import GateError, MioError, UsageError
 from mio_export.files import behind_links
+from mio_export.limits import Limits
 from mio_export.progress import Progress, Task
 from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import num_threads
@@ -84,6 +86,7 @@ def embed(
     retry_failed: bool = False,
     rehash: bool = False,
     prune_vanished: bool = False,
+    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> EmbedResult:
     """Embed every image of a source, or of several, into a store.
@@ -111,6 +114,7 @@ def embed(
         retry_failed: also try again the files that failed before.
         rehash: also read every file whose size and time are as before, and embed it again if its bytes are not.
         prune_vanished: remove the rows of files that are gone.
+        limits: what one file may cost: bytes, pixels and seconds; one beyond them fails. None: the defaults.
         progress: is told how far the work is.
 
     Raises:
@@ -119,12 +123,14 @@ def embed(
         GateError: more files failed than may; the store holds what was done.
         SpaceError: the store holds vectors of another space, artifact, precision, decode mode or runtime; or other
             versions computed them, and those that run here do not agree with them.
+        OutOfMemoryError: there is not enough memory for one file; what was done is kept.
         MioError: the source holds no images, another process writes to the store, or something is to be pruned while a
             part of the source cannot be listed.
     """
     opened, out = load_bundle(bundle), behind_links(Path(out))
     specs = [source] if isinstance(source, str | Path) else list(source)
-    progress = progress or Progress()
+    progress, limits = progress or Progress(), limits or Limits()
+    within(opened.manifest.preprocess, limits)
     chosen = engine_of(engine, address=address, cache=cache)
     allowed = _failure_limit(max_failures)
     listing = list_sources(specs)
@@ -146,14 +152,16 @@ def embed(
         shard=shard,
     )
     with locked(out):
-        info, choice = settle(opened, out, listing.files, wishes, progress)
+        info, choice = settle(opened, out, listing.files, wishes, progress, limits=limits)
         files = files_of(info.part, listing.files, info.shard_size)
         standing = Standing(files, out, info)
-        todo = standing.todo(retry_failed=retry_failed, rehash=rehash, progress=progress)
+        todo = standing.todo(
+            retry_failed=retry_failed, rehash=rehash, progress=progress, max_bytes=limits.max_file_bytes
+        )
         if todo:
             _check_named(choice, runtime, out)
             info = continued(opened, choice, info, out, files, progress)
-            _embed_files(opened, choice, todo, info, out, cache, chosen, progress)
+            _embed_files(opened, choice, todo, info, out, cache, chosen, limits, progress)
             standing = Standing(files, out, info)
         num_pruned = prune(out, frozenset(file.key for file in files)) if prune_vanished else 0
     result = _result(info, len(files), standing, listing, len(todo), num_pruned)
@@ -195,18 +203,19 @@ def _embed_files(
     out: Path,
     cache: str | Path | None,
     engine: Engine,
+    limits: Limits,
     progress: Progress,
 ) -> None:
     progress.line(
         f"{choice.runtime} {choice.precision} on {choice.device} ({choice.file}), {len(files):,} files to embed"
     )
-    limits = Limits()
+    timer = StageTimer()
     shards = [files[start : start + info.shard_size] for start in range(0, len(files), info.shard_size)]
-    with StoreWriter(out, info, limits) as writer, progress.task("embedding", len(files)) as task:
+    with StoreWriter(out, info, timer) as writer, progress.task("embedding", len(files)) as task:
         if engine.name == "ray":
-            done = embedded_by_ray(bundle, choice, info, shards, address=engine.address, task=task)
+            done = embedded_by_ray(bundle, choice, info, shards, limits=limits, address=engine.address, task=task)
         else:
-            done = _embedded_here(bundle, choice, info, shards, writer, cache, limits, task)
+            done = _embedded_here(bundle, choice, info, shards, writer, cache, limits, timer, task)
         with closing(done):
             for embedded in done:
                 writer.append(embedded.rows, embedded.vectors)
@@ -220,19 +229,17 @@ def _embedded_here(
     writer: StoreWriter,
     cache: str | Path | None,
     limits: Limits,
+    timer: StageTimer,
     task: Task,
 ) -> Generator[Embedded]:
     """Yield each shard embedded by this process; what ``writer`` or a cache holds is not computed."""
     kept = Cache(Path(cache), info) if cache is not None else None
-    with open_choice(bundle, choice) as runtime, ThreadPoolExecutor(num_threads()) as pool:
-        embedder = Embedder(
-            runtime,
-            bundle.manifest.preprocess,
-            pool,
-            batch_size=info.batch_size,
-            scaled=info.decode == "scaled",
-            limits=limits,
-        )
+    with (
+        open_choice(bundle, choice) as runtime,
+        ThreadPoolExecutor(num_threads()) as pool,
+        Decoder(bundle.manifest.preprocess, scaled=info.decode == "scaled", limits=limits) as decoder,
+    ):
+        embedder = Embedder(runtime, decoder, pool, batch_size=info.batch_size, timer=timer)
         try:
             for shard in shards:
                 embedded = embedder.embed(shard, is_known=writer.__contains__, cache=kept, task=task)

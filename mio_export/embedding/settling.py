@@ -8,6 +8,7 @@ from mio_export.bundle import WEIGHTS, Bundle
 from mio_export.embedding.choices import best_batch, fastest, first_installed, settle_decoding
 from mio_export.embedding.parts import part_of
 from mio_export.errors import GateError, SpaceError, UsageError
+from mio_export.limits import Limits
 from mio_export.progress import Progress
 from mio_export.runtimes import BACKENDS, Choice, choose
 from mio_export.runtimes.registry import open_choice
@@ -32,7 +33,7 @@ class Wishes:
 
 
 def settle(
-    bundle: Bundle, out: Path, files: Sequence[SourceFile], wishes: Wishes, progress: Progress
+    bundle: Bundle, out: Path, files: Sequence[SourceFile], wishes: Wishes, progress: Progress, *, limits: Limits
 ) -> tuple[StoreInfo, Choice]:
     """Settle every choice, and write a new store's down at once; one without a single row counts as new.
 
@@ -68,7 +69,7 @@ def settle(
         artifact_file=choice.file,
         artifact_sha256=choice.sha256,
         precision=choice.precision,
-        decode=settle_decoding(decode, bundle, choice, files, progress=progress),
+        decode=settle_decoding(decode, bundle, choice, files, limits=limits, progress=progress),
         runtime=choice.runtime,
         device=choice.device,
         embedding_dim=bundle.manifest.encoder.embedding_dim,

@@ -57,13 +57,16 @@ class Standing:
         """Files that have the bytes of another."""
         return self._codes.count(_CODES[DUPLICATE])
 
-    def todo(self, *, retry_failed: bool, rehash: bool, progress: Progress) -> list[SourceFile]:
+    def todo(
+        self, *, retry_failed: bool, rehash: bool, progress: Progress, max_bytes: int | None = None
+    ) -> list[SourceFile]:
         """Return the files that have no row, or another size or time than their row, or other bytes if those are read.
 
         Args:
             retry_failed: also those that failed.
             rehash: read the files whose size and time are as before.
             progress: is told how far reading is.
+            max_bytes: of one file; larger ones are not read. None: no limit.
         """
         failed = _CODES[FAILED] if retry_failed else -1
         needed = [code == failed or not current for code, current in zip(self._codes, self._is_current, strict=True)]
@@ -71,7 +74,7 @@ class Standing:
             hashes = {row.key: row.sha256 for row in read_rows(self._out)}
 
             def needs_work(file: SourceFile, is_needed: bool) -> bool:
-                return is_needed or _has_changed(file, hashes[file.key])
+                return is_needed or _has_changed(file, hashes[file.key], max_bytes)
 
             with ThreadPoolExecutor(num_threads()) as pool, progress.task("reading again", len(self._files)) as task:
                 for place, found in enumerate(pool.map(needs_work, self._files, needed)):
@@ -84,9 +87,9 @@ def _unknown(status: str, out: Path) -> int:
     raise GateError(f"{out} is damaged: a row's status must be {', '.join(_CODES)}, got {status!r}")
 
 
-def _has_changed(file: SourceFile, sha256: str | None) -> bool:
+def _has_changed(file: SourceFile, sha256: str | None, max_bytes: int | None) -> bool:
     """Whether a file's bytes are not those of its row."""
     try:
-        return hashlib.sha256(file.read()[0]).hexdigest() != sha256
+        return hashlib.sha256(file.read(max_bytes)[0]).hexdigest() != sha256
     except OSError:
         return sha256 is not None

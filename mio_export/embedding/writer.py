@@ -9,7 +9,7 @@ from types import TracebackType
 
 import numpy as np
 
-from mio_export.embedding.pipeline import Limits
+from mio_export.embedding.pipeline import StageTimer
 from mio_export.store import (
     DUPLICATE,
     FAILED,
@@ -39,11 +39,11 @@ class StoreWriter:
     Args:
         out: the store's folder.
         info: what it holds; a part numbers its shards as the whole would.
-        limits: is told how long the work waited for the disk.
+        timer: is told how long the work waited for the disk.
     """
 
-    def __init__(self, out: Path, info: StoreInfo, limits: Limits) -> None:
-        self._out, self._info, self._limits = out, info, limits
+    def __init__(self, out: Path, info: StoreInfo, timer: StageTimer) -> None:
+        self._out, self._info, self._timer = out, info, timer
         self._places = {sha256: _Place(*place) for sha256, place in locate(out, info).items()}
         self._step = info.part.count if info.part else 1
         self._next = next_number(out, info.part)
@@ -95,7 +95,7 @@ class StoreWriter:
             values[targets] = read_vectors(other, self._info)[sources]
         self._next += self._step
         self._pending = self._pool.submit(write_shard, path, self._info, written, values[:count])
-        self._limits.add("write", time.perf_counter() - start)
+        self._timer.add("write", time.perf_counter() - start)
 
     def __enter__(self) -> "StoreWriter":
         return self

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mio_export.errors import UsageError
+from mio_export.decoding import Decoder
+from mio_export.errors import OutOfMemoryError, UsageError
 from mio_export.parity.report import Labels
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.sample import read_sample
@@ -48,6 +49,7 @@ def parity_images(
 
     Raises:
         UsageError: none of the folder's images can be read, or too few for int8.
+        OutOfMemoryError: there is not enough memory to decode one of them.
     """
     if folder is None:
         if for_int8:
@@ -85,11 +87,16 @@ def _decoded(folder: Path, files: Sequence[SourceFile], preprocess: Preprocess) 
 
 
 def _readable(files: Sequence[SourceFile], preprocess: Preprocess) -> Iterator[tuple[str, Pixels]]:
-    for file in files:
-        try:
-            yield file.key, preprocess.decode(file.read()[0])
-        except (OSError, DecodeError):
-            continue
+    with Decoder(preprocess) as decoder:
+        for file in files:
+            try:
+                yield file.key, decoder.decode(file.read(decoder.limits.max_file_bytes)[0])
+            except (OSError, DecodeError):
+                continue
+            except MemoryError as error:
+                raise OutOfMemoryError(
+                    f"there is not enough memory to decode {file.key}; free memory, then run it again"
+                ) from error
 
 
 def _labels(keys: Sequence[str]) -> Labels | None:

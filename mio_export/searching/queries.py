@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mio_export.bundle import Bundle, load_bundle
-from mio_export.errors import MioError, MissingBackendError, SpaceError, UsageError
-from mio_export.preprocess import DecodeError, Pixels, Preprocess
+from mio_export.decoding import Decoder
+from mio_export.errors import MioError, MissingBackendError, OutOfMemoryError, SpaceError, UsageError
+from mio_export.preprocess import DecodeError, Pixels
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
 from mio_export.runtimes.registry import NAMED_ONLY, backend_of, choice_of, open_choice
@@ -50,14 +51,15 @@ def embed_images(
             was made with another runtime than the one named.
         UsageError: the store was made with a format that may hold code, and its runtime is not named.
         MioError: a file cannot be read or decoded.
+        OutOfMemoryError: there is not enough memory to decode one.
         GateError: the artifact is not the file that was proved.
         MissingBackendError: its runtime is not installed.
     """
     opened = load_bundle(bundle)
     _check_runtime(runtime, info, out)
     choice = _choice_of_store(opened, info, out)
-    scaled = info.decode == "scaled"
-    pixels = [_decode(path, opened.manifest.preprocess, scaled=scaled) for path in images]
+    with Decoder(opened.manifest.preprocess, scaled=info.decode == "scaled") as decoder:
+        pixels = [_decode(path, decoder) for path in images]
     if choice.device != info.device:
         progress.line(f"{info.device} is not here: the same artifact embeds the query on {choice.device}")
     size = info.batch_size
@@ -106,13 +108,17 @@ def _choice_on(bundle: Bundle, info: StoreInfo, device: str) -> Choice | None:
     return None
 
 
-def _decode(path: Path, preprocess: Preprocess, *, scaled: bool) -> Pixels:
+def _decode(path: Path, decoder: Decoder) -> Pixels:
     try:
-        return preprocess.decode(read_file(path)[0], scaled=scaled)
+        return decoder.decode(read_file(path, decoder.limits.max_file_bytes)[0])
     except OSError as error:
         raise MioError(f"{path} cannot be read: {error.strerror or error}; give an image file") from None
     except DecodeError as error:
         raise MioError(f"{path} cannot be decoded: {error}; give an image file") from None
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"there is not enough memory to decode {path}; free memory, then run it again"
+        ) from error
 
 
 __all__ = ["bundle_of", "embed_images"]

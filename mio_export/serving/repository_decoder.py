@@ -40,7 +40,7 @@ class TritonPythonModel:
     def _decode(self, file: bytes) -> Any:
         try:
             return self._preprocess.decode(file, scaled=self._scaled)
-        except self._error as error:
+        except (self._error, MemoryError) as error:
             return error
 
     def _response(self, decoded: list[Any]) -> Any:

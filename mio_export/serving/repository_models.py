@@ -10,7 +10,17 @@ from mio_export.bundle import Artifact, Bundle
 from mio_export.serving.repository_config import entries, model_config, to_text
 from mio_export.sidecar import read_sidecar, sidecar_path
 
-CONTRACT = ("__init__.py", "errors.py", "schema.py", "preprocess.py")
+CONTRACT = (
+    "__init__.py",
+    "claims.py",
+    "errors.py",
+    "formats.py",
+    "memory.py",
+    "orientation.py",
+    "png.py",
+    "preprocess.py",
+    "schema.py",
+)
 """What ``mio_export.preprocess`` needs of this package, shipped beside the decoder byte for byte."""
 MODEL_FILES = {"onnxruntime": "model.onnx", "pytorch": "model.pt", "tensorrt": "model.plan", "python": "model.py"}
 ENGINE_SOURCE = Path("engine") / "model.onnx"

@@ -159,6 +159,8 @@ class DecoderModel:
             return self._preprocess.decode(data)
         except DecodeError as error:
             return _Unread("too_many_pixels" if "decompression bomb" in str(error) else "not_decoded", str(error))
+        except MemoryError:
+            return _Unread("not_decoded", "the server has not enough memory to decode it")
 
     def finalize(self) -> None:
         """Stop the threads."""

@@ -3,9 +3,11 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mio_export.errors import MissingBackendError, UsageError
 from mio_export.models import build_backbone, build_encoder
+from mio_export.models.weights import encoder_from_weights
 from mio_export.preprocess import Preprocess
 
 
@@ -98,3 +100,44 @@ def test_an_untrained_twin_has_its_own_weights_and_disturbs_no_generator():
     weight = "backbone.blocks.0.0.weight"
     assert torch.equal(first.state_dict()[weight], again.state_dict()[weight])
     assert not torch.equal(first.state_dict()[weight], other.state_dict()[weight])
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"crop_mode": "squash"}, "crop_mode squash"),
+        ({"crop_mode": "border"}, "crop_mode border"),
+        ({"interpolation": "box"}, "interpolation box"),
+        ({"input_size": (3, 256, 192)}, r"input_size \(3, 256, 192\)"),
+        ({}, None),
+    ],
+)
+def test_a_timm_backbone_whose_input_the_contract_cannot_express_is_refused(changed, found, tmp_path, monkeypatch):
+    config = pytest.importorskip("timm.data.config")
+    resolve = config.resolve_model_data_config
+    monkeypatch.setattr(config, "resolve_model_data_config", lambda module: {**resolve(module), **changed})
+    path = tmp_path / "weights.safetensors"
+    save_file(dict(build_backbone("timm/test_resnet").module.state_dict()), path)
+    if found is None:
+        assert encoder_from_weights("timm/test_resnet", path).preprocess.image_size == 160
+        return
+    message = rf"backbone 'timm/test_resnet' was evaluated with {found}, which the decode contract does not have; \w+"
+    with pytest.raises(UsageError, match=message):
+        encoder_from_weights("timm/test_resnet", path)
+    build_encoder("timm/test_resnet", Preprocess(image_size=160))  # a bundle or a run has its own contract
+
+
+def test_timms_own_squash_is_found():
+    pytest.importorskip("timm")
+    assert build_backbone("timm/tf_efficientnetv2_b3").inexpressible == {"crop_mode": "squash"}
+    assert build_backbone("timm/test_resnet").inexpressible == {}
+
+
+def test_an_interpolation_that_is_given_takes_the_place_of_one_that_cannot_be_had(tmp_path, monkeypatch):
+    config = pytest.importorskip("timm.data.config")
+    resolve = config.resolve_model_data_config
+    monkeypatch.setattr(config, "resolve_model_data_config", lambda module: {**resolve(module), "interpolation": "box"})
+    path = tmp_path / "weights.safetensors"
+    save_file(dict(build_backbone("timm/test_resnet").module.state_dict()), path)
+    encoder = encoder_from_weights("timm/test_resnet", path, preprocess={"interpolation": "bicubic"})
+    assert encoder.preprocess.interpolation == "bicubic"

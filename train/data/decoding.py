@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from mio_export.decoding import Decoder
+from mio_export.errors import OutOfMemoryError
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads
@@ -34,6 +36,9 @@ def decode_part(part: Part, preprocess: Preprocess, pixels: Pixels, progress: Pr
         preprocess: their contract.
         pixels: uint8, shape (N, H, W, C); written to.
         progress: is told how far the work is.
+
+    Raises:
+        OutOfMemoryError: there is not enough memory to decode an image.
     """
     digest = hashlib.sha256()
     failures: dict[int, str] = {}
@@ -41,9 +46,13 @@ def decode_part(part: Part, preprocess: Preprocess, pixels: Pixels, progress: Pr
     keys = part.keys
 
     def work(block: range) -> list[tuple[str, str | None]]:
-        return [_decode(part, index, preprocess, pixels) for index in block]
+        return [_decode(part, index, preprocess, decoder, pixels) for index in block]
 
-    with ThreadPoolExecutor(num_threads()) as pool, progress.task("decoding", len(part)) as task:
+    with (
+        ThreadPoolExecutor(num_threads()) as pool,
+        Decoder(preprocess) as decoder,
+        progress.task("decoding", len(part)) as task,
+    ):
         for block, outcomes in zip(blocks, pool.map(work, blocks), strict=True):
             for index, (sha256, reason) in zip(block, outcomes, strict=True):
                 digest.update(f"{keys[index]}\0{sha256}\n".encode())
@@ -54,7 +63,7 @@ def decode_part(part: Part, preprocess: Preprocess, pixels: Pixels, progress: Pr
     return Decoded(sha256=digest.hexdigest(), failures=failures)
 
 
-def _decode(part: Part, index: int, preprocess: Preprocess, pixels: Pixels) -> tuple[str, str | None]:
+def _decode(part: Part, index: int, preprocess: Preprocess, decoder: Decoder, pixels: Pixels) -> tuple[str, str | None]:
     """Decode one image into its row; return the sha256 of its content, and why it could not be read."""
     try:
         content = part.read(index)
@@ -62,16 +71,20 @@ def _decode(part: Part, index: int, preprocess: Preprocess, pixels: Pixels) -> t
         return "", str(error.strerror or error)
     sha256 = hashlib.sha256(content if isinstance(content, bytes) else content.data).hexdigest()
     try:
-        pixels[index] = _pixels(content, preprocess)
+        pixels[index] = _pixels(content, preprocess, decoder)
     except DecodeError as error:
         return sha256, str(error)
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"there is not enough memory to decode {part.keys[index]}; free memory, then run it again"
+        ) from error
     return sha256, None
 
 
-def _pixels(content: bytes | Pixels, preprocess: Preprocess) -> Pixels:
+def _pixels(content: bytes | Pixels, preprocess: Preprocess, decoder: Decoder) -> Pixels:
     """Bring an image to the contract's pixels; bare pixels that need no resizing are taken as they are."""
     if isinstance(content, bytes):
-        return preprocess.decode(content)
+        return decoder.decode(content)
     if content.shape == preprocess.shape and preprocess.shorter_side == preprocess.image_size:
         return content
     return preprocess.pixels(Image.fromarray(content.squeeze(2) if content.shape[2] == 1 else content))

@@ -1,0 +1,125 @@
+"""The other side of a ``DecodingProcess``: decodes one file at a time, for whoever holds the other ends of its pipes.
+
+It may be killed at any moment. It ends by itself when the pipe of requests is closed: also in the middle of a file, by
+a signal of the kernel, since a decoder that hangs looks at nothing.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from mio_export.decoding.messages import FAILED, NO_MEMORY, PIXELS, READY, REPLY, REQUEST
+from mio_export.preprocess import DecodeError, Pixels, Preprocess
+
+_BASE_BYTES = 512 << 20
+"""What any file may take beside what its own length and size explain: tables, stacks, the allocator's reserves."""
+_BYTES_A_PIXEL = 40
+"""Where transparency is laid over the background, RGBA is held five times at once; codecs hold two of their own."""
+_COPIES = 4
+_SLACK_S = 10
+
+
+def main() -> None:
+    """Serve requests until their pipe ends."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    _be_silent()
+    settings = json.loads(requests.readline())
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in settings["preprocess"].items()}
+    preprocess = Preprocess(**values)
+    _reply(replies, READY, b"")
+    while header := requests.read(REQUEST.size):
+        scaled, length = REQUEST.unpack(header)
+        data = requests.read(length)
+        if len(data) != length:
+            return
+        with _killed_if_left(requests.fileno(), settings["decode_s"]):
+            kind, content = _answer(preprocess, data, scaled=scaled)
+        _reply(replies, kind, content)
+        del data, content
+
+
+def _be_silent() -> None:
+    """Let no codec write to the pipes, and no warning anywhere; limits are those of the contract, not Pillow's."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    warnings.simplefilter("ignore")
+    Image.MAX_IMAGE_PIXELS = None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGALRM, signal.SIGIO, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    with suppress(OSError):  # when memory ends, rather this process than the one that has the work
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def _reply(replies: BinaryIO, kind: bytes, content: bytes) -> None:
+    replies.write(REPLY.pack(kind, len(content)) + content)
+    replies.flush()
+
+
+def _answer(preprocess: Preprocess, data: bytes, *, scaled: bool) -> tuple[bytes, bytes]:
+    allowed = _allowed_bytes(data, preprocess.max_pixels)
+    try:
+        with _memory(allowed), preprocess.opened(data, scaled=scaled) as image:
+            allowed = _allowed_bytes(data, image.width * image.height)
+            with _memory(allowed):
+                pixels: Pixels = preprocess.pixels(image)
+        return PIXELS, pixels.tobytes()
+    except DecodeError as error:
+        return FAILED, str(error).encode(errors="backslashreplace")
+    except MemoryError:
+        return NO_MEMORY, str(allowed).encode()
+
+
+def _allowed_bytes(data: bytes, num_pixels: int) -> int:
+    """Return how much memory a file may take: what it says of its size explains more than any honest decoder needs."""
+    return _BASE_BYTES + _COPIES * len(data) + _BYTES_A_PIXEL * num_pixels
+
+
+@contextmanager
+def _memory(allowed: int) -> Iterator[None]:
+    """Let the process take so many bytes more than it has, where the system can hold it to that."""
+    try:
+        import resource
+
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        before = resource.getrlimit(resource.RLIMIT_AS)
+    except (ImportError, OSError):
+        yield
+        return
+    limits = [held + allowed, *(limit for limit in before if limit != resource.RLIM_INFINITY)]
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits), before[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@contextmanager
+def _killed_if_left(requests: int, decode_s: float) -> Iterator[None]:
+    """Die where nobody waits any more: the pipe of requests is closed, or the time was over long ago."""
+    import fcntl
+
+    flags = fcntl.fcntl(requests, fcntl.F_GETFL)
+    fcntl.fcntl(requests, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(requests, fcntl.F_SETFL, flags | os.O_ASYNC)
+    signal.setitimer(signal.ITIMER_REAL, decode_s + _SLACK_S)
+    try:
+        if select.select([requests], [], [], 0)[0]:
+            sys.exit()  # closed before the signal was asked for; there is no next request before this one's reply
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        fcntl.fcntl(requests, fcntl.F_SETFL, flags)
+
+
+__all__ = ["main"]

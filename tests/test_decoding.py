@@ -1,0 +1,290 @@
+"""What one file may cost: seconds, pixels, bytes and memory, whatever it claims, and nobody else's work."""
+
+import io
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from mio_export.decoding import Decoder
+from mio_export.decoding.bounded import passes_of
+from mio_export.embedding.run import embed
+from mio_export.errors import UsageError
+from mio_export.limits import Limits
+from mio_export.memory import lacks_memory
+from mio_export.preprocess import DecodeError, Preprocess
+from mio_export.store import read_rows
+
+CONTRACT = Preprocess(image_size=32)
+ENDLESS = b"P3\n6000 6000\n255\n" + b"1 2 3 " * 8_000_000
+"""Plain text, which Pillow reads in Python, for about as many seconds as it has megabytes."""
+
+
+def encoded(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def jpeg_of_many_scans(photo, count):
+    """A progressive JPEG, 4,000 pixels a side, and nothing but empty scans: 14 bytes for 16 million pixels each."""
+    data = encoded(photo.convert("L").resize((4000, 4000)), "JPEG", progressive=True)
+    return data[: data.index(b"\xff\xda")] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x00\x01\0\0\0\0" * count + b"\xff\xd9"
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    with Decoder(CONTRACT, limits=Limits(decode_s=30)) as decoder:
+        yield decoder
+
+
+@pytest.mark.parametrize(
+    "format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "ICO", "ICNS", "TGA", "PPM", "PCX", "SGI", "JPEG2000"]
+)
+def test_a_decoder_gives_the_contracts_pixels_in_every_format(decoder, photo_crops, format):
+    data = encoded(photo_crops[0].resize((128, 128)), format)
+    np.testing.assert_array_equal(decoder.decode(data), CONTRACT.decode(data))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_is_decoded_apart_to_the_same_pixels(decoder, photo_crops):
+    data = encoded(photo_crops[0], "AVIF")
+    assert passes_of(data) is None
+    np.testing.assert_array_equal(decoder.decode(data), CONTRACT.decode(data))
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"GIF89a", b"\xff\xd8\xff", b"BM", b"RIFF\x10\0\0\0WEBP", b"II*\0"])
+def test_what_is_no_image_has_the_reason_that_the_contract_gives(decoder, data):
+    with pytest.raises(DecodeError) as expected:
+        CONTRACT.decode(data)
+    with pytest.raises(DecodeError, match=re.escape(str(expected.value))):
+        decoder.decode(data)
+
+
+@pytest.mark.parametrize("kind", ["plain text", "scans", "chunks"])
+def test_a_file_that_takes_too_long_fails_and_the_next_one_does_not(photo_crops, kind):
+    if kind == "plain text":
+        data = ENDLESS
+    elif kind == "scans":
+        data = jpeg_of_many_scans(photo_crops[0], 20_000)
+    else:
+        png = encoded(photo_crops[0], "PNG")
+        data = png[:33] + chunk(b"abCd", b"") * 1_000_000 + png[33:]
+    with Decoder(CONTRACT, limits=Limits(decode_s=0.5)) as decoder:
+        start = time.monotonic()
+        with pytest.raises(DecodeError, match=r"decoding takes more than 0.5 seconds \(--max-decode-seconds\)"):
+            decoder.decode(data)
+        assert time.monotonic() - start < 20
+    with Decoder(CONTRACT) as decoder:
+        decoder.decode(encoded(photo_crops[0], "GIF"))
+
+
+def test_a_photo_is_decoded_here_and_what_may_take_long_is_not(photo_crops):
+    photo = photo_crops[0]
+    for kind, options in (("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("BMP", {})):
+        assert passes_of(encoded(photo, kind, **options)) < 2e6, kind
+    assert passes_of(jpeg_of_many_scans(photo, 100)) >= 100 * 4000 * 4000
+    png = encoded(photo, "PNG")
+    assert passes_of(png[:33] + chunk(b"abCd", b"") * 100_000 + png[33:]) is None
+    for kind in ("GIF", "TIFF", "ICO"):
+        assert passes_of(encoded(photo, kind)) is None
+    animated = encoded(photo, "WEBP", save_all=True, append_images=[photo_crops[1]])
+    assert passes_of(animated) is None
+
+
+def test_a_file_that_takes_more_memory_than_its_size_explains_fails(decoder):
+    place = 8 + 2 + 12 * 11 + 4
+    tile = 65_520  # pixels a side, in an image of 16
+    tags = [(256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (284, 1)]
+    tags += [(322, tile), (323, tile), (324, place), (325, 100)]
+    body = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0\x08\0\0\0" + body + bytes(4) + zlib.compress(bytes(1000))
+    with pytest.raises(DecodeError, match=r"takes more memory than an image of its size needs \(\d+ MiB\)"):
+        decoder.decode(data)
+
+
+def test_lack_of_memory_on_the_machine_is_not_the_files_fault(decoder, monkeypatch):
+    from mio_export.decoding import process
+
+    monkeypatch.setattr(process, "free_bytes", lambda: 1 << 20)
+    with pytest.raises(MemoryError, match="1 MiB are free"):
+        test_a_file_that_takes_more_memory_than_its_size_explains_fails(decoder)
+
+
+def children(least_kib=0):
+    """Return the decoding processes of this one that are not over, if they hold so much memory."""
+    listed = subprocess.run(
+        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "pid=,rss=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    lines = [line.split(maxsplit=2) for line in listed.splitlines()]
+    return [int(pid) for pid, rss, args in lines if "mio_export.decoding.child" in args and int(rss) >= least_kib]
+
+
+def busy_child():
+    """Wait for a process that has been given all of ``ENDLESS``, and return it."""
+    deadline = time.monotonic() + 60
+    while not (found := children(least_kib=len(ENDLESS) // 1024 + 40_000)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_crash_of_the_decoder_is_the_files_failure_and_the_next_one_is_decoded(photo_crops, number):
+    with Decoder(CONTRACT) as decoder, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(decoder.decode, ENDLESS)
+        first = busy_child()
+        os.kill(first, number)
+        second = busy_child()
+        assert second != first  # what went before could have been at fault, so it is tried in a new one
+        os.kill(second, number)
+        with pytest.raises(DecodeError, match=rf"the decoder crashed \({number.name}\)"):
+            waiting.result(timeout=30)
+        data = encoded(photo_crops[1], "GIF")
+        np.testing.assert_array_equal(decoder.decode(data), CONTRACT.decode(data))
+
+
+def test_a_decoder_that_the_system_kills_lacks_memory():
+    with Decoder(CONTRACT) as decoder, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(decoder.decode, ENDLESS)
+        os.kill(busy_child(), signal.SIGKILL)
+        with pytest.raises(MemoryError, match="was killed"):
+            waiting.result(timeout=30)
+
+
+def test_closing_ends_what_is_still_decoded_and_leaves_no_process():
+    with Decoder(CONTRACT) as decoder, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(decoder.decode, ENDLESS) for _ in range(2)]
+        busy_child()
+        start = time.monotonic()
+        decoder.close()
+        for future in waiting:
+            with pytest.raises(RuntimeError, match="the decoder is closed"):
+                future.result(timeout=30)
+        assert time.monotonic() - start < 10
+    assert children() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_decoding_process_outlives_its_parent_and_a_hanging_file_stops_no_signal(bundle, tmp_path, number):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "endless.ppm").write_bytes(ENDLESS)
+    Image.new("RGB", (40, 40)).save(folder / "good.png")
+    command = [sys.executable, "-c", "from mio_export.cli.main import main; main()"]
+    arguments = ["embed", str(bundle.path), str(folder), "-o", str(tmp_path / "out"), "--runtime", "onnxruntime"]
+    process = subprocess.Popen(
+        [*command, *arguments, "--decode", "full"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (pids := offspring(process.pid)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    start = time.monotonic()
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert time.monotonic() - start < 10
+    assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), stderr
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() - start < 10
+        time.sleep(0.02)
+
+
+def offspring(pid):
+    listed = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True, check=False)
+    return [int(text) for text in listed.stdout.split()]
+
+
+def is_running(pid):
+    state = subprocess.run(["ps", "-p", str(pid), "-o", "stat="], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def test_files_beyond_a_limit_are_rows_with_the_option_that_allows_them(bundle, tmp_path, mio):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    Image.new("RGB", (40, 40)).save(folder / "good.png")
+    Image.effect_noise((60, 60), 60).save(folder / "many-bytes.bmp")
+    Image.new("RGB", (200, 200)).save(folder / "many-pixels.png")
+    (folder / "endless.ppm").write_bytes(ENDLESS)
+    command = ("embed", bundle.path, folder, "-o", out, "--runtime", "onnxruntime", "--decode", "full")
+    limits = ("--max-file-bytes", 100_000_000, "--max-pixels", 37_000_000, "--max-decode-seconds", 0.5)
+    assert mio(*command, *limits).code == 0
+    reasons = {row.key: (row.stage, row.reason) for row in read_rows(out)}
+    assert reasons.pop("endless.ppm") == ("decode", "decoding takes more than 0.5 seconds (--max-decode-seconds)")
+    assert set(reasons.values()) == {(None, None)}
+    (folder / "endless.ppm").unlink()
+    out = tmp_path / "small"
+    command = (*command[:4], out, *command[5:])
+    assert mio(*command, "--max-file-bytes", 3_000, "--max-pixels", 30_000).code == 0
+    reasons = {row.key: (row.stage, row.reason) for row in read_rows(out)}
+    assert reasons["good.png"] == (None, None)
+    assert reasons["many-bytes.bmp"][0] == "read"
+    assert "more than the limit of 3,000 (--max-file-bytes)" in reasons["many-bytes.bmp"][1]
+    assert reasons["many-pixels.png"] == ("decode", "200x200 is more than 30,000 pixels (decompression bomb)")
+    assert mio(*command, "--retry-failed").code == 0
+    assert {row.status for row in read_rows(out)} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_file_bytes": 0}, "max_file_bytes must be 1 or more, got 0"),
+        ({"max_pixels": 0}, "max_pixels must be 1 or more, got 0"),
+        ({"decode_s": 0}, "decode_s must be a number of seconds above 0, got 0"),
+        ({"decode_s": float("nan")}, "decode_s must be a number of seconds above 0, got nan"),
+        ({"decode_s": float("inf")}, "decode_s must be a number of seconds above 0, got inf"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(values, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Limits(**values)
+
+
+def test_more_pixels_than_the_contract_allows_are_refused(bundle, photos, tmp_path):
+    message = "max_pixels 200,000,000 is more than the encoder's contract allows (178,956,970)"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        embed(bundle.path, photos, tmp_path / "out", limits=Limits(max_pixels=200_000_000))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 98765"), True),
+        (RuntimeError("Exception from src/inference: std::bad_alloc"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
+        (ValueError("not enough image data"), False),
+        (OSError("image file is truncated"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_lack_of_memory_is_known_by_what_libraries_say(error, expected):
+    assert lacks_memory(error) is expected
+
+
+def test_threads_share_a_decoder_and_one_process_serves_one_thread(photo_crops):
+    files = [encoded(crop, "GIF") for crop in photo_crops]
+    with Decoder(CONTRACT) as decoder, ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(decoder.decode, files))
+        assert len(children()) <= 2
+    for data, pixels in zip(files, found, strict=True):
+        np.testing.assert_array_equal(pixels, CONTRACT.decode(data))
