@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
-from mio_export.bundle import MANIFEST, REPORTS, Bundle
+from mio_export.bundle import MANIFEST, REPORTS, Bundle, unnamed_files
 from mio_export.errors import MioError
 from mio_export.evidence import artifact_problems, load_report
 from mio_export.evidence.check import GOLDEN_NAMES
@@ -27,10 +27,18 @@ def evidence_problems(bundle: Bundle) -> list[str]:
     Returns:
         A line for each thing that differs; empty if all of it fits.
     """
-    problems = [*_shared_reports(bundle), *_golden(bundle)]
+    problems = [*_contents(bundle), *_shared_reports(bundle), *_golden(bundle)]
     for artifact in bundle.manifest.artifacts:
         problems += artifact_problems(bundle, artifact)
     return [*problems, *_provenance(bundle), *_graphs(bundle)]
+
+
+def _contents(bundle: Bundle) -> Iterator[str]:
+    """There is something to run, and nothing that no verdict is about."""
+    if not bundle.manifest.artifacts:
+        yield f"{MANIFEST}: lists no artifact; export it again"
+    for name in unnamed_files(bundle.path, bundle.manifest):
+        yield f"{name}: the manifest does not name it; keep other files beside the bundle"
 
 
 def _shared_reports(bundle: Bundle) -> Iterator[str]:
