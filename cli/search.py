@@ -20,6 +20,9 @@ def run(
     bundle: Annotated[
         Path | None, typer.Option(help="Bundle that made the store.  [default: NAME.mio beside OUT, then here]")
     ] = None,
+    runtime: Annotated[
+        str, typer.Option(help="auto: the store's; pt2 and torchscript, which may hold code, must be named.")
+    ] = "auto",
     k: Annotated[int, typer.Option("-k", help="Number of neighbours.")] = 10,
     html: Annotated[Path | None, typer.Option(help="Write a gallery of the whole store.")] = None,
     source: Annotated[Path | None, typer.Option(help="Folder that was embedded, for the gallery's pictures.")] = None,
@@ -39,7 +42,7 @@ def run(
     if not image and not key and html is None:
         raise UsageError("nothing to search for; give --image FILE, --key KEY or --html FILE")
     progress = stderr_progress()
-    answers = answer(out, images=image or (), keys=key or (), bundle=bundle, k=k, progress=progress)
+    answers = answer(out, images=image or (), keys=key or (), bundle=bundle, runtime=runtime, k=k, progress=progress)
     gallery = write_gallery(html, out, answers=answers, source=source, progress=progress) if html else None
     if as_json:
         print_json({"answers": [asdict(found) for found in answers], "gallery": gallery and asdict(gallery)})

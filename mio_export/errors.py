@@ -23,7 +23,7 @@ class GateError(MioError):
 
 
 class SpaceError(MioError):
-    """Vectors of two embedding spaces, artifacts, precisions or decode modes would be mixed."""
+    """Vectors of two embedding spaces, artifacts, precisions, decode modes or runtimes would be mixed."""
 
     exit_code = 4
 

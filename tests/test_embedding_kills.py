@@ -85,6 +85,62 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes_and_little_done_tw
     assert counter.stat().st_size == again + num_images  # nothing was left
 
 
+def test_a_killed_prune_loses_nothing_and_mixes_nothing(bundle, tmp_path):
+    images = write_images(tmp_path / "images", 120)
+    out = tmp_path / "out"
+    embed(bundle.path, images, out, shard_size=2, **OPTIONS)
+    before = load_embeddings(out)
+    vectors = dict(zip(before.keys, before.vectors, strict=True))
+    for path in sorted(images.iterdir())[::2]:
+        path.unlink()
+    inodes = {path: path.stat().st_ino for path in shard_paths(out)}
+    command = [sys.executable, "-c", COUNTING, tmp_path / "counter", "embed", bundle.path, images, "-o", out, "--prune"]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and sum(path.stat().st_ino != inode for path, inode in inodes.items()) < 3:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -9
+    left = load_embeddings(out)
+    assert 60 < len(left.keys) < 120
+    assert {path.name for path in images.iterdir()} <= set(left.keys)
+    assert all((vectors[key] == vector).all() for key, vector in zip(left.keys, left.vectors, strict=True))
+    assert embed(bundle.path, images, out, prune_vanished=True).num_embedded == 0
+    assert load_embeddings(out).keys == sorted(path.name for path in images.iterdir())
+
+
+def test_a_killed_retry_goes_on_and_ends_as_an_uninterrupted_one(bundle, tmp_path):
+    images = write_images(tmp_path / "images", 60)
+    names = sorted(path.name for path in images.iterdir())[::2]
+    broken = shutil.copytree(images, tmp_path / "broken")
+    for name in names:
+        (broken / name).write_bytes(b"no image")
+    for name in ("killed", "whole"):
+        embed(bundle.path, broken, tmp_path / name, shard_size=2, batch_size=2, **OPTIONS)
+    for name in names:
+        shutil.copy2(images / name, broken / name)
+    arguments = ["embed", bundle.path, broken, "-o", tmp_path / "killed", "--retry-failed"]
+    command = [sys.executable, "-c", COUNTING, *map(str, [tmp_path / "counter", *arguments])]
+    assert killed(command, tmp_path / "killed", 33, 0)
+    embed(bundle.path, broken, tmp_path / "killed", retry_failed=True)
+    embed(bundle.path, broken, tmp_path / "whole", retry_failed=True)
+    assert state(tmp_path / "killed") == state(tmp_path / "whole")
+
+
+def test_of_two_runs_at_once_one_is_refused_in_one_line(bundle, tmp_path):
+    images, out = write_images(tmp_path / "images", 40), tmp_path / "out"
+    command = [sys.executable, "-c", COUNTING, tmp_path / "counter", "embed", bundle.path, images, "-o", out]
+    for more in (["--shard-size", "2", "--runtime", "onnxruntime", "--decode", "full"], ["--prune"]):
+        runs = [subprocess.Popen([*map(str, [*command, *more])], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        errors = [run.communicate(timeout=60)[1] for run in runs]
+        for run, error in zip(runs, errors, strict=True):
+            assert run.returncode in (0, 1)
+            assert run.returncode == 0 or "is being written by another process" in error.splitlines()[-1]
+        assert min(run.returncode for run in runs) == 0
+        assert len(load_embeddings(out).keys) == len(list(images.iterdir()))
+        next(images.iterdir()).unlink()
+    assert (tmp_path / "counter").stat().st_size == 40  # nothing was computed twice
+
+
 def test_of_repaired_files_only_those_are_tried_again_and_the_store_is_a_clean_one(bundle, tmp_path):
     images = write_images(tmp_path / "images", 100)
     embed(bundle.path, images, tmp_path / "clean", **OPTIONS)

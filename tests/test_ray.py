@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mio_export.embedding import embed
-from mio_export.errors import MioError
+from mio_export.embedding import embed, ray_engine
+from mio_export.embedding.versions import versions_here
+from mio_export.errors import MioError, SpaceError
 from mio_export.limits import Limits
 from mio_export.progress import Progress
 from mio_export.runtimes import devices
@@ -184,6 +185,15 @@ def test_archives_and_relative_paths_go_to_the_workers(cluster, bundle, photos, 
     for engine in ("local", "ray"):
         embed(bundle.path, name, tmp_path / engine, engine=engine, **OPTIONS)
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+@needs_ray
+def test_a_worker_with_other_versions_ends_the_run_and_is_named(cluster, bundle, photos, tmp_path, monkeypatch):
+    here = versions_here("onnxruntime")
+    monkeypatch.setattr(ray_engine, "versions_here", lambda runtime: here | {"pillow": "12.0.0"})  # of the caller only
+    with pytest.raises(SpaceError, match=r"of the Ray cluster has other versions .*: pillow \S+ \(here 12.0.0\); inst"):
+        embed(bundle.path, photos, tmp_path / "out", engine="ray", **OPTIONS)
+    assert shard_paths(tmp_path / "out") == []
 
 
 @needs_ray

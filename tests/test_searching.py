@@ -289,3 +289,14 @@ def test_in_a_browser_a_click_opens_the_nearest_images_and_escape_closes_them(ga
         timeout=120,
     )
     assert f"<title>0,1,{AGAIN},true,true,true,0,true</title>" in result.stdout
+
+
+def test_a_store_of_a_format_that_may_hold_code_is_searched_only_when_it_is_named(collection, bundle, tmp_path, mio):
+    embed(bundle.path, collection / "photos" / "temple", tmp_path / "out", runtime="torchscript", decode="full")
+    command = ["search", tmp_path / "out", "--image", collection / "query.jpg", "--bundle", bundle.path]
+    result = mio(*command)
+    assert result.code == 2
+    assert "was made with torchscript, whose files may hold code and run only when they are named" in result.err
+    assert mio(*command, "--runtime", "torchscript").code == 0
+    result = mio(*command, "--runtime", "onnxruntime")
+    assert (result.code, "holds vectors of torchscript, not of onnxruntime" in result.err) == (4, True)

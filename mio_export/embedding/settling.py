@@ -103,8 +103,8 @@ def _check_comparable(stored: StoreInfo, wishes: Wishes, bundle: Bundle, out: Pa
             f" than {bundle.path} ({bundle.manifest.space[:12]}…); choose another -o"
         )
     if wishes.runtime not in ("auto", stored.runtime) and wishes.runtime in BACKENDS:
-        wished = BACKENDS[wishes.runtime].format
-        files = [artifact.file for artifact in bundle.manifest.artifacts if artifact.format == wished]
+        wished = (BACKENDS[wishes.runtime].format, stored.precision)
+        files = [a.file for a in bundle.manifest.artifacts if (a.format, a.precision) == wished]
         raise SpaceError(
             f"{out} holds vectors of {stored.artifact_file} in {stored.runtime}, not of {(files or [WEIGHTS])[0]} in"
             f" {wishes.runtime}; leave --runtime out, or choose another -o"

@@ -35,6 +35,7 @@ def answer(
     images: Sequence[str | Path] = (),
     keys: Sequence[str] = (),
     bundle: str | Path | None = None,
+    runtime: str = "auto",
     k: int = 10,
     progress: Progress | None = None,
 ) -> list[Answer]:
@@ -45,12 +46,15 @@ def answer(
         images: image files; they need the store's bundle.
         keys: keys of stored images; they need none.
         bundle: the bundle's path; None: ``NAME.mio`` beside the store, else in the working directory.
+        runtime: ``auto``: the store's; one whose files may hold code (``pt2``, ``torchscript``) must be named.
         k: number of neighbours, 1 or more, clamped to what the store holds.
         progress: is told if the device is not the store's.
 
     Raises:
-        UsageError: there is no store or no bundle, a key is not in the store, or ``k`` is below 1.
-        SpaceError: the bundle is of another embedding space, or lacks the artifact that made the store.
+        UsageError: there is no store or no bundle, a key is not in the store, ``k`` is below 1, or the store's runtime
+            must be named.
+        SpaceError: the bundle is of another embedding space, or lacks the artifact that made the store; or another
+            runtime than the store's is named, or a shard of another identity lies in the store.
         MioError: an image cannot be read or decoded, or the store holds no embeddings.
     """
     check_k(k)
@@ -59,7 +63,7 @@ def answer(
     if images:
         paths = [Path(image) for image in images]
         found = Path(bundle) if bundle is not None else bundle_of(folder, store.info)
-        vectors = embed_images(paths, found, store.info, out=folder, progress=progress or Progress())
+        vectors = embed_images(paths, found, store.info, out=folder, progress=progress or Progress(), runtime=runtime)
         pairs = zip(paths, search(store, vectors, k=k), strict=True)
         answers += [Answer(query=str(path), stored=False, neighbors=neighbors) for path, neighbors in pairs]
     return answers + [_answer_key(store, key, k, folder) for key in keys]

@@ -12,7 +12,7 @@ from mio_export.errors import MioError, MissingBackendError, OutOfMemoryError, S
 from mio_export.preprocess import DecodeError, Pixels
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
-from mio_export.runtimes.registry import backend_of, choice_of, open_choice
+from mio_export.runtimes.registry import NAMED_ONLY, backend_of, choice_of, open_choice
 from mio_export.sources import read_file
 from mio_export.store import StoreInfo
 
@@ -31,30 +31,51 @@ def bundle_of(out: Path, info: StoreInfo) -> Path:
 
 
 def embed_images(
-    images: Sequence[Path], bundle: Path, info: StoreInfo, *, out: Path, progress: Progress
+    images: Sequence[Path], bundle: Path, info: StoreInfo, *, out: Path, progress: Progress, runtime: str = "auto"
 ) -> npt.NDArray[np.float32]:
     """Embed image files as the store's images were: same bundle, artifact, precision and, if it is here, device.
+
+    Args:
+        images: paths.
+        bundle: the bundle's path.
+        info: of the store.
+        out: the store's folder, for messages.
+        progress: is told if the device is not the store's.
+        runtime: ``auto``, or the store's; formats that may hold code must be named.
 
     Returns:
         float32, shape (Q, D).
 
     Raises:
-        SpaceError: the bundle is of another embedding space, or lacks the artifact that made the store.
+        SpaceError: the bundle is of another embedding space, or lacks the artifact that made the store; or the store
+            was made with another runtime than the one named.
+        UsageError: the store was made with a format that may hold code, and its runtime is not named.
         MioError: a file cannot be read or decoded.
         OutOfMemoryError: there is not enough memory to decode one.
         GateError: the artifact is not the file that was proved.
         MissingBackendError: its runtime is not installed.
     """
     opened = load_bundle(bundle)
+    _check_runtime(runtime, info, out)
     choice = _choice_of_store(opened, info, out)
     with Decoder(opened.manifest.preprocess, scaled=info.decode == "scaled") as decoder:
         pixels = [_decode(path, decoder) for path in images]
     if choice.device != info.device:
         progress.line(f"{info.device} is not here: the same artifact embeds the query on {choice.device}")
     size = info.batch_size
-    with open_choice(opened, choice) as runtime:
-        batches = [runtime.embed(np.stack(pixels[start : start + size])) for start in range(0, len(pixels), size)]
+    with open_choice(opened, choice) as session:
+        batches = [session.embed(np.stack(pixels[start : start + size])) for start in range(0, len(pixels), size)]
     return np.concatenate(batches)
+
+
+def _check_runtime(runtime: str, info: StoreInfo, out: Path) -> None:
+    if runtime not in ("auto", info.runtime):
+        raise SpaceError(f"{out} holds vectors of {info.runtime}, not of {runtime}; leave --runtime out")
+    if info.runtime in NAMED_ONLY and runtime == "auto":
+        raise UsageError(
+            f"{out} was made with {info.runtime}, whose files may hold code and run only when they are named; if you"
+            f" trust the bundle, add --runtime {info.runtime}"
+        )
 
 
 def _choice_of_store(bundle: Bundle, info: StoreInfo, out: Path) -> Choice:

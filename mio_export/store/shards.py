@@ -264,13 +264,19 @@ def _check_identity(path: Path, metadata: Mapping[bytes, bytes], info: StoreInfo
     implied = {}
     if not info.versions_of(shard_number(path)):
         implied = {"decode": "full", "runtime": info.runtime}  # what earlier versions did not write down
-    for name, value in info.identity.items():
-        held = metadata.get(f"mio.{name}".encode(), implied.get(name, "").encode()).decode(errors="replace")
-        if held != value:
-            raise SpaceError(
-                f"{path} holds vectors of another {name.replace('_', ' ')} than {STORE} says:"
-                f" {held[:12] or 'none'}, not {value[:12]}; move it out of the store"
-            )
+    held = {
+        name: metadata.get(f"mio.{name}".encode(), implied.get(name, "").encode()).decode(errors="replace")
+        for name in info.identity
+    }
+    other = [name for name, value in info.identity.items() if held[name] != value]
+    if other:
+        found, wanted = (
+            " and ".join(values[name][:12] or "none" for name in other) for values in (held, info.identity)
+        )
+        raise SpaceError(
+            f"{path} holds vectors of another {' and '.join(other).replace('_', ' ')} than {STORE} says:"
+            f" {found}, not {wanted}; move it out of the store"
+        )
 
 
 def _stamp(status: os.stat_result) -> Stamp:
