@@ -246,7 +246,7 @@ def _with_png_details(image: Image.Image, png: PngFile) -> Image.Image:
 def _low_bytes(data: bytes) -> Pixels:
     """Return the lower 8 bits of an RGB PNG with 16, shape (H, W, 3)."""
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # type: ignore[attr-defined]
+        image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]
         return np.asarray(image)
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mio_export.embedding import embed, merge, merging
-from mio_export.embedding.pipeline import Limits
+from mio_export.embedding.pipeline import StageTimer
 from mio_export.embedding.writer import StoreWriter
 from mio_export.errors import MioError, SpaceError, UsageError
 from mio_export.store import (
@@ -402,7 +402,7 @@ def test_a_content_that_fails_in_the_runtime_fails_for_every_file_that_holds_it(
     info = read_info(tmp_path / "real")
     failed = Row(key="a", size=1, mtime_ns=0, sha256="0" * 64, status="failed", stage="embed", reason="gave NaN")
     good = replace(failed, key="c", sha256="1" * 64, status="ok", stage=None, reason=None)
-    with StoreWriter(tmp_path / "out", info, Limits()) as writer:
+    with StoreWriter(tmp_path / "out", info, StageTimer()) as writer:
         rows = [failed, replace(failed, key="b", status="ok", stage=None, reason=None), good]
         writer.append(rows, {"1" * 64: np.ones(info.embedding_dim, np.float32)})
     write_info(tmp_path / "out", info)

@@ -26,6 +26,7 @@ from PIL import Image
 from mio_export.embedding import embed, ray_engine
 from mio_export.embedding.versions import versions_here
 from mio_export.errors import MioError, SpaceError
+from mio_export.limits import Limits
 from mio_export.progress import Progress
 from mio_export.runtimes import devices
 from mio_export.store import read_rows, shard_paths
@@ -243,3 +244,16 @@ def test_threads_are_limited(monkeypatch):
     monkeypatch.setattr(devices, "_limit", devices._limit)
     devices.limit_threads(1)
     assert devices.num_threads() == 1
+
+
+@needs_ray
+def test_the_limits_of_one_file_hold_on_every_worker(cluster, bundle, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for side in (40, 60):
+        Image.new("RGB", (side, side)).save(folder / f"{side}.png")
+    embed(bundle.path, folder, tmp_path / "out", engine="ray", limits=Limits(max_pixels=2_000), **OPTIONS)
+    assert {row.key: row.reason for row in read_rows(tmp_path / "out")} == {
+        "40.png": None,
+        "60.png": "60x60 is more than 2,000 pixels (decompression bomb)",
+    }

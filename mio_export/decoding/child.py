@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -33,8 +33,8 @@ def main() -> None:
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     _be_silent()
     settings = json.loads(requests.readline())
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in settings["preprocess"].items()}
-    preprocess = Preprocess(**values)
+    values: dict[str, Any] = settings["preprocess"]
+    preprocess = Preprocess(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
     _reply(replies, READY, b"")
     while header := requests.read(REQUEST.size):
         scaled, length = REQUEST.unpack(header)
