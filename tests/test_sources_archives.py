@@ -3,6 +3,8 @@ import hashlib
 import io
 import os
 import struct
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -594,6 +596,41 @@ def test_a_parquet_file_is_read_a_batch_at_a_time(tmp_path):
     blob = Watched(local_blob(str(write_parquet(tmp_path / "a.parquet", {"image": rows}, **options))))
     assert [file.read()[0] for file in list_parquet(blob).files] == rows
     assert blob.largest < 3_000_000
+
+
+PEAK_MIB = """
+import sys
+from pathlib import Path
+from mio_export.sources import list_sources
+import pyarrow.parquet
+def peak():
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) // 1024
+before = peak()
+(file,) = list_sources(sys.argv[1:]).files
+print(peak() - before, file.problem)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_parquet_page_that_claims_gibibytes_takes_no_memory_for_them(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", {"image": [b"abc" * 100]}, compression="NONE", use_dictionary=False)
+    data = path.read_bytes()
+    claim = bytes.fromhex("82ffffff0f")  # 2,147,483,585 as Thrift writes it
+    assert data[6:12] == bytes.fromhex("15ec0415ec04")  # both lengths of the first page
+    path.write_bytes(data[:10] + claim + data[12:])
+    run = subprocess.run([sys.executable, "-c", PEAK_MIB, path], capture_output=True, text=True, check=True)
+    mib, problem = run.stdout.split(" ", 1)
+    assert int(mib) < 64
+    assert "cannot be listed" in problem
+
+
+def test_what_an_archive_says_in_a_reason_stays_one_line(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        link = tarfile.TarInfo("a.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "b\nc.png"
+        tar.addfile(link)
+    (file,) = list_sources([tmp_path / "a.tar"]).files
+    assert file.problem == "link to b c.png, which is not in the tar before it"
 
 
 def test_one_failing_read_of_a_parquet_file_is_one_failed_row(tmp_path):

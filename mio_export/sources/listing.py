@@ -127,8 +127,8 @@ def in_order(files: Mapping[str, SourceFile]) -> list[SourceFile]:
 
 
 def unreadable(key: str, reason: str, *, size: int = 0, mtime_ns: int = 0) -> SourceFile:
-    """Return the row of an image that cannot be read."""
-    return SourceFile(key=key, place=None, size=size, mtime_ns=mtime_ns, problem=reason)
+    """Return the row of an image that cannot be read; a reason that quotes what lies in an archive stays one line."""
+    return SourceFile(key=key, place=None, size=size, mtime_ns=mtime_ns, problem=" ".join(reason.split()))
 
 
 __all__ = ["Listing", "Place", "SourceFile", "check_size", "in_order", "known_ns", "unreadable"]

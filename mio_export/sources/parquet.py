@@ -21,6 +21,8 @@ _KEPT_BATCHES = 8
 _KEPT_BYTES = 64 << 20
 _OPEN_FILES = 4
 _STREAM_BYTES = 1 << 20
+_WHOLE_BYTES = 16 << 20
+"""Of a file up to this, a column of a row group is read at once; of larger ones, a piece at a time."""
 _END_BYTES = 8
 _MOST_FOOTER_BYTES = 256 << 20
 _MOST_PAGE_BYTES = 1 << 30
@@ -276,8 +278,10 @@ def _open(blob: Blob, content: Readable) -> Any:
     end = blob.read_at(blob.size - _END_BYTES, _END_BYTES) if blob.size >= _END_BYTES else b""
     if end.endswith(b"PAR1") and (claimed := int.from_bytes(end[:4], "little")) > _MOST_FOOTER_BYTES:
         raise OSError(f"not a whole Parquet file (its footer claims {claimed:,} bytes)")
+    # in a stream, Arrow takes what the header of a damaged page claims, up to 2 GiB; of a whole column, what is there
+    piece_bytes = _STREAM_BYTES if blob.size > _WHOLE_BYTES else 0
     # with pre_buffer, a whole row group is read before its first row
-    return pq.ParquetFile(unbuffered(content, size=blob.size), buffer_size=_STREAM_BYTES, pre_buffer=False)
+    return pq.ParquetFile(unbuffered(content, size=blob.size), buffer_size=piece_bytes, pre_buffer=False)
 
 
 def _line(error: Exception) -> str:
