@@ -310,7 +310,7 @@ def test_a_newer_schema_is_refused_with_both_versions(bundle, photos, out, tmp_p
     save_manifest(copy, replace(load_bundle(copy).manifest, schema_version=9))
     result = mio("embed", copy, photos, "-o", out)
     assert result.code == 1
-    assert "has schema version 9, this mio-export reads up to 1" in result.err
+    assert "has schema version 9, this mio-export reads up to 2" in result.err
 
 
 def test_one_name_in_two_folders_stays_two_rows(bundle, tmp_path, out):

@@ -1,5 +1,6 @@
 """``kill -9`` while a bundle is being replaced: what lies there is always whole, the old one or the new."""
 
+import os
 import random
 import subprocess
 import sys
@@ -34,5 +35,10 @@ def test_a_killed_export_leaves_a_whole_bundle(run_folder, photos, tmp_path, num
         assert verify(path).passed
         assert bundle.manifest.max_batch in (*left[-1:], 4, 5 + number)
         left.append(bundle.manifest.max_batch)
+    long_ago = time.time() - 2 * 24 * 3600
+    for found in [*tmp_path.rglob("*"), *tmp_path.iterdir()]:
+        os.utime(found, (long_ago, long_ago))
     assert start(4).wait() == 0
-    assert [found.name for found in tmp_path.iterdir()] == ["encoder.mio"]  # what the killed left is cleared
+    assert [found.name for found in tmp_path.iterdir()] == [
+        "encoder.mio"
+    ]  # what the killed left is cleared after a day
