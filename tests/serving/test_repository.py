@@ -129,7 +129,8 @@ def test_external_weights_come_along(doctored, tmp_path):
     save_manifest(path, replace(manifest, artifacts=(row, *manifest.artifacts[1:])))
     deployed = write_repository(path, tmp_path / "repository")
     graph = deployed.path / "models/encoder-encoder/1/model.onnx"
-    with open_file("onnxruntime", graph, image_shape=(32, 32, 3), embedding_dim=256) as runtime:
+    beside = ("encoder.onnx.data",)
+    with open_file("onnxruntime", graph, image_shape=(32, 32, 3), embedding_dim=256, companions=beside) as runtime:
         assert runtime.embed(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 256)
 
 
