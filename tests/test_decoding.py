@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,8 +131,7 @@ def test_lack_of_memory_on_the_machine_is_not_the_files_fault(decoder, photo_cro
     data = encoded(photo_crops[0].convert("RGB").resize((64, 64)), "GIF") + bytes(30 << 20)
     decoder.decode(data)
     (pid,) = children()
-    with open(f"/proc/{pid}/statm") as file:
-        held = int(file.read().split()[0]) * resource.getpagesize()
+    held = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
     resource.prlimit(pid, resource.RLIMIT_AS, (held + (mib << 20), resource.RLIM_INFINITY))
     with pytest.raises(MemoryError, match=message):
         decoder.decode(tiff_bomb() if mib > 100 else data)
