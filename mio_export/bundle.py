@@ -307,19 +307,28 @@ def broken_files(bundle: Bundle) -> list[str]:
     manifest = bundle.manifest
     problems = []
     for name, sha256 in named_files(manifest):
-        file = bundle.path / name
-        if not file.resolve().is_relative_to(bundle.path.resolve()):
-            problems.append(f"{name}: lies outside the bundle")
-        elif not file.is_file():
-            problems.append(f"{name}: missing")
-        elif (found := sha256_file(file)) != sha256:
-            problems.append(f"{name}: sha256 is {found[:12]}…, the manifest says {sha256[:12]}…")
+        try:
+            problem = _file_problem(bundle.path, name, sha256)
+        except (OSError, ValueError) as error:  # a name that no file can have, or a file that cannot be read
+            problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        if problem is not None:
+            problems.append(f"{name[:200]}: {problem}")
     space = space_fingerprint(
         weights_sha256=manifest.weights_sha256, encoder=manifest.encoder, preprocess=manifest.preprocess
     )
     if space != manifest.space:
         problems.append(f"{MANIFEST}: the space fingerprint does not fit the encoder and preprocessing beside it")
     return problems
+
+
+def _file_problem(folder: Path, name: str, sha256: str) -> str | None:
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        return "lies outside the bundle"
+    if not file.is_file():
+        return "missing"
+    found = sha256_file(file)
+    return None if found == sha256 else f"sha256 is {found[:12]}…, the manifest says {sha256[:12]}…"
 
 
 __all__ = [

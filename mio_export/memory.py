@@ -25,8 +25,17 @@ def lacks_memory(error: BaseException) -> bool:
 
 def free_bytes() -> int | None:
     """Return how much memory this process can still take, in bytes; None if the system does not say."""
-    known = [free for free in (_of_machine(), _of_group()) if free is not None]
+    known = [free for free in (_of_machine(), _of_group(), _of_process()) if free is not None]
     return min(known, default=None)
+
+
+def held_bytes() -> int:
+    """Return the size of this process's address space, which ``ulimit -v`` limits.
+
+    Raises:
+        OSError: the system does not say.
+    """
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _of_machine() -> int | None:
@@ -56,4 +65,15 @@ def _of_group() -> int | None:
         return None
 
 
-__all__ = ["free_bytes", "lacks_memory"]
+def _of_process() -> int | None:
+    """Return what ``ulimit -v`` leaves."""
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return None if limit == resource.RLIM_INFINITY else max(0, limit - held_bytes())
+    except (ImportError, OSError):
+        return None
+
+
+__all__ = ["free_bytes", "held_bytes", "lacks_memory"]

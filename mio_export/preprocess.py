@@ -257,7 +257,12 @@ def _one_line(error: Exception) -> str:
 
 def _oriented(image: Image.Image) -> Image.Image:
     """Turn the pixels upright; the EXIF block is read for that alone, and never written again."""
-    image.load()
+    try:
+        image.load()
+    except (SyntaxError, OSError, ValueError):
+        if image.format != "PNG":
+            raise
+        image.load()  # passes if all rows are there, and what is behind them is damaged
     method = _TRANSPOSITIONS.get(_tiff_orientation(image) if image.format == "TIFF" else orientation_of(image.info))
     return image if method is None else image.transpose(method)
 

@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,23 +127,36 @@ def test_a_picture_in_a_container_has_no_more_pixels_than_any_other():
         assert decoder.decode(icon_of_a_jpeg(16)).shape == CONTRACT.shape
 
 
-def test_a_tile_that_no_memory_holds_is_the_files_fault(decoder):
+def tiff_bomb():
+    """A TIFF of 16 pixels a side whose one tile has 65,520."""
     place = 8 + 2 + 12 * 11 + 4
-    tile = 65_520  # pixels a side, in an image of 16
+    tile = 65_520
     tags = [(256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1), (284, 1)]
     tags += [(322, tile), (323, tile), (324, place), (325, 100)]
     body = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags)
-    data = b"II*\0\x08\0\0\0" + body + bytes(4) + zlib.compress(bytes(1000))
+    return b"II*\0\x08\0\0\0" + body + bytes(4) + zlib.compress(bytes(1000))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its address space")
+def test_a_tile_that_no_memory_holds_is_the_files_fault(decoder):
     with pytest.raises(DecodeError, match=r"takes more memory than an image of its size needs \(\d+ MiB\)"):
-        decoder.decode(data)
+        decoder.decode(tiff_bomb())
 
 
-def test_lack_of_memory_on_the_machine_is_not_the_files_fault(decoder, monkeypatch):
-    from mio_export.decoding import process
+@pytest.mark.skipif(sys.platform != "linux", reason="limits another process")
+@pytest.mark.parametrize(
+    ("mib", "message"), [(200, r"may take \d+ MiB of memory, and \d+ MiB are free"), (8, "enough")]
+)
+def test_lack_of_memory_on_the_machine_is_not_the_files_fault(decoder, photo_crops, mib, message):
+    import resource
 
-    monkeypatch.setattr(process, "free_bytes", lambda: 1 << 20)
-    with pytest.raises(MemoryError, match="1 MiB are free"):
-        test_a_tile_that_no_memory_holds_is_the_files_fault(decoder)
+    data = encoded(photo_crops[0].convert("RGB").resize((64, 64)), "GIF") + bytes(30 << 20)
+    decoder.decode(data)
+    (pid,) = children()
+    held = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (held + (mib << 20), resource.RLIM_INFINITY))
+    with pytest.raises(MemoryError, match=message):
+        decoder.decode(tiff_bomb() if mib > 100 else data)
 
 
 def children(least_kib=0):
@@ -195,6 +209,46 @@ def test_closing_ends_what_is_still_decoded_and_leaves_no_process():
                 future.result(timeout=30)
         assert time.monotonic() - start < 10
     assert children() == []
+
+
+def test_any_number_of_seconds_can_be_allowed(photo_crops):
+    data = encoded(photo_crops[0], "GIF")
+    with Decoder(CONTRACT, limits=Limits(decode_s=1e300)) as decoder:
+        np.testing.assert_array_equal(decoder.decode(data), CONTRACT.decode(data))
+
+
+ODD_PARENT = """
+import os, pathlib, signal, sys, tempfile
+signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP})
+folder = tempfile.mkdtemp()
+os.chdir(folder)
+os.rmdir(folder)
+assert "" in sys.path
+from mio_export.decoding import Decoder
+from mio_export.preprocess import Preprocess
+with Decoder(Preprocess(image_size=32)) as decoder:
+    decoder.decode(pathlib.Path(sys.argv[1]).read_bytes())
+    print("decoded", flush=True)
+    decoder.decode(pathlib.Path(sys.argv[2]).read_bytes())
+"""
+
+
+def test_a_parent_that_blocks_signals_and_whose_folder_is_gone_leaves_no_process_either(photo_crops, tmp_path):
+    (tmp_path / "good.gif").write_bytes(encoded(photo_crops[0], "GIF"))
+    (tmp_path / "endless.ppm").write_bytes(ENDLESS)
+    command = [sys.executable, "-c", ODD_PARENT, str(tmp_path / "good.gif"), str(tmp_path / "endless.ppm")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "decoded\n"
+            (pid,) = offspring(process.pid)
+            time.sleep(0.5)  # by now it decodes what takes very long
+            assert is_running(pid)
+        finally:
+            process.kill()
+    deadline = time.monotonic() + 10
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

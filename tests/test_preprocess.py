@@ -175,6 +175,12 @@ def test_a_truncated_file_is_an_error(photo_crops, format, share):
         exact(160).decode(data[: int(share * len(data))])
 
 
+def test_damage_behind_the_last_row_of_a_png_does_not_matter(photo_crops):
+    data = encoded(photo_crops[0])
+    odd = data[:-12] + struct.pack(">I", 100) + b"tEXtcut off"
+    np.testing.assert_array_equal(exact(160).decode(odd), exact(160).decode(data))
+
+
 def test_a_contracts_own_pixel_limit_holds(photo_crops):
     with pytest.raises(DecodeError, match="160x160 is more than 100 pixels"):
         exact(32, max_pixels=100).decode(encoded(photo_crops[0]))

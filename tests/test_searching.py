@@ -258,7 +258,7 @@ def test_without_a_source_names_take_the_place_of_pictures(gallery, collection):
         gallery(collection / "query.jpg")
 
 
-OUTSIDE = "file lies outside the source (a path with .., an absolute one, or a link that leaves it)"
+OUTSIDE = "file lies outside the source (a path with .., an absolute one, or a link to other bytes than were embedded)"
 MISSING = "file missing from the source folder"
 
 
@@ -308,6 +308,21 @@ def test_the_gallery_shows_nothing_from_outside_its_folder(shown, tmp_path):
     assert notes == (f"5 pictures not shown: {OUTSIDE}", f"6 pictures not shown: {MISSING}")
     (tmp_path / "named").symlink_to(photos)
     assert shown(["own.bmp", "link.bmp"], tmp_path / "named", size=size)[1] == ["blue"]
+
+
+def test_a_folder_of_links_shows_the_pictures_that_were_embedded(bundle, tmp_path):
+    (tmp_path / "originals").mkdir()
+    (tmp_path / "links").mkdir()
+    for name in ("file", "folder"):
+        Image.new("RGB", (8, 8), "red" if name == "file" else "blue").save(tmp_path / "originals" / f"{name}.bmp")
+    (tmp_path / "links/file.bmp").symlink_to(tmp_path / "originals/file.bmp")
+    (tmp_path / "links/all").symlink_to(tmp_path / "originals")
+    out = tmp_path / "out"
+    embed(bundle.path, tmp_path / "links", out, runtime="onnxruntime", decode="full")
+    assert write_gallery(tmp_path / "page.html", out, source=tmp_path / "links").notes == ()
+    Image.new("RGB", (8, 8), "green").save(tmp_path / "originals/file.bmp")
+    result = write_gallery(tmp_path / "page.html", out, source=tmp_path / "links")
+    assert result.notes == (f"2 pictures not shown: {OUTSIDE}",)
 
 
 def test_the_gallery_reads_archives_and_lists_as_they_were_embedded(shown, tmp_path):

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from mio_export.decoding.messages import FAILED, NO_MEMORY, PIXELS, READY, REPLY, REQUEST
+from mio_export.decoding.messages import FAILED, NO_MEMORY, NO_MEMORY_STATUS, PIXELS, READY, REPLY, REQUEST
+from mio_export.memory import free_bytes, held_bytes
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 
 _BASE_BYTES = 512 << 20
@@ -30,6 +31,13 @@ _SLACK_S = 10
 
 def main() -> None:
     """Serve requests until their pipe ends."""
+    try:
+        _serve()
+    except MemoryError:
+        sys.exit(NO_MEMORY_STATUS)
+
+
+def _serve() -> None:
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     _be_silent()
     settings = json.loads(requests.readline())
@@ -57,6 +65,7 @@ def _be_silent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGALRM, signal.SIGIO, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started this process may have blocked them
     with suppress(OSError):  # when memory ends, rather this process than the one that has the work
         Path("/proc/self/oom_score_adj").write_text("500")
 
@@ -77,7 +86,17 @@ def _answer(preprocess: Preprocess, data: bytes, *, scaled: bool) -> tuple[bytes
     except DecodeError as error:
         return FAILED, str(error).encode(errors="backslashreplace")
     except MemoryError:
-        return NO_MEMORY, str(allowed).encode()
+        pass  # what the failed call holds is free after this block
+    return _out_of_memory(allowed)
+
+
+def _out_of_memory(allowed: int) -> tuple[bytes, bytes]:
+    """Say whose fault it is that a file could not have so many bytes of memory."""
+    free = free_bytes()
+    if free is not None and free < allowed:
+        reason = f"decoding it may take {allowed >> 20:,} MiB of memory, and {free >> 20:,} MiB are free"
+        return NO_MEMORY, reason.encode()
+    return FAILED, f"decoding takes more memory than an image of its size needs ({allowed >> 20:,} MiB)".encode()
 
 
 def _allowed_bytes(data: bytes, num_pixels: int) -> int:
@@ -91,7 +110,7 @@ def _memory(allowed: int) -> Iterator[None]:
     try:
         import resource
 
-        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        held = held_bytes()
         before = resource.getrlimit(resource.RLIMIT_AS)
     except (ImportError, OSError):
         yield

@@ -13,6 +13,8 @@ PIXELS = b"p"
 FAILED = b"f"
 """Why the file cannot be decoded, as text."""
 NO_MEMORY = b"m"
-"""The file took as many bytes of memory as it may, or as there are; how many it may take, as text."""
+"""There is not enough memory, which is not the file's fault; the reason, as text."""
+NO_MEMORY_STATUS = 12
+"""Exit status of the other side where there is not enough memory even for a reply."""
 
-__all__ = ["FAILED", "NO_MEMORY", "PIXELS", "READY", "REPLY", "REQUEST"]
+__all__ = ["FAILED", "NO_MEMORY", "NO_MEMORY_STATUS", "PIXELS", "READY", "REPLY", "REQUEST"]

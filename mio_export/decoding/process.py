@@ -9,20 +9,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from mio_export.decoding.messages import FAILED, NO_MEMORY, PIXELS, READY, REPLY, REQUEST
+from mio_export.decoding.messages import FAILED, NO_MEMORY, NO_MEMORY_STATUS, PIXELS, READY, REPLY, REQUEST
 from mio_export.errors import MioError
 from mio_export.limits import Limits
-from mio_export.memory import free_bytes, lacks_memory
+from mio_export.memory import lacks_memory
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mio_export.decoding.child import main; main()"
 _READ_BYTES = 1 << 20
 _MOST_TEXT_BYTES = 1 << 16
 _END_S = 5
+_MOST_DECODE_S = 1e6
+"""Eleven days; neither ``poll`` nor a timer can count as many seconds as a float."""
 
 
 class CrashError(Exception):
@@ -46,10 +49,10 @@ class DecodingProcess:
     """
 
     def __init__(self, preprocess: Preprocess, limits: Limits) -> None:
-        self._shape, self._decode_s = preprocess.shape, limits.decode_s
+        self._shape, self._decode_s = preprocess.shape, min(limits.decode_s, _MOST_DECODE_S)
         self._process = _started()
         self._is_killed = False
-        settings = {"preprocess": preprocess.to_dict(), "decode_s": limits.decode_s}
+        settings = {"preprocess": preprocess.to_dict(), "decode_s": self._decode_s}
         try:
             self._send(json.dumps(settings).encode() + b"\n")
             self._received(None, {READY: 0})
@@ -76,7 +79,7 @@ class DecodingProcess:
         if kind == FAILED:
             raise DecodeError(content.decode())
         if kind == NO_MEMORY:
-            raise _memory_error(int(content))
+            raise MemoryError(content.decode())
         return np.frombuffer(content, np.uint8).reshape(self._shape)
 
     @property
@@ -136,6 +139,8 @@ class DecodingProcess:
         except subprocess.TimeoutExpired:
             self.kill()
             status = self._process.wait()
+        if status == NO_MEMORY_STATUS:
+            return MemoryError("the decoding process has not enough memory for the file")
         if self._is_killed or status >= 0:
             return CrashError(f"the decoder ended with status {status}")
         if status == -signal.SIGKILL:
@@ -150,10 +155,11 @@ class DecodingProcess:
 
 
 def _started() -> "subprocess.Popen[bytes]":
-    search_path = json.dumps([str(Path(entry).absolute()) for entry in sys.path])
+    if not sys.executable:
+        raise MioError("the decoding process cannot be started: this Python does not know its interpreter")
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, search_path],
+            [sys.executable, "-I", "-c", _START, json.dumps(_search_path())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -166,12 +172,13 @@ def _started() -> "subprocess.Popen[bytes]":
         raise MioError(f"the decoding process cannot be started: {error.strerror or error}") from None
 
 
-def _memory_error(allowed: int) -> Exception:
-    """Return whose fault it is that a file could not have so many bytes of memory."""
-    free = free_bytes()
-    if free is not None and free < allowed:
-        return MemoryError(f"decoding it may take {allowed >> 20:,} MiB of memory, and {free >> 20:,} MiB are free")
-    return DecodeError(f"decoding takes more memory than an image of its size needs ({allowed >> 20:,} MiB)")
+def _search_path() -> list[str]:
+    """Return where this process finds modules, as absolute paths."""
+    paths = []
+    for entry in sys.path:
+        with suppress(OSError):  # relative to a working directory that was removed: nothing is found there
+            paths.append(str(Path(entry).absolute()))
+    return paths
 
 
 __all__ = ["CrashError", "DecodingProcess"]

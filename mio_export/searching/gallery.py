@@ -60,7 +60,8 @@ def write_gallery(
         out: a store's folder.
         answers: queries to show, as ``answer`` gives them for this store.
         source: what was embedded, for the pictures: a folder, or any source that ``mio embed`` takes, or several. What
-            a key or a link names outside it is not shown. None: names take the place of pictures.
+            a key names outside it is not shown, nor a link out of it unless it leads to the bytes that were embedded.
+            None: names take the place of pictures.
         progress: is told how far the work is.
 
     Raises:
@@ -73,7 +74,7 @@ def write_gallery(
         raise MioError(f"{out} holds no embeddings: all its files failed; why: mio inspect {out}")
     findings = _findings(store, [stored[key].sha256 for key in store.keys], answers)
     wanted = {f"q{number}": _query(a.query) for number, a in enumerate(answers) if not a.stored}
-    wanted |= {str(row): find(store.keys[row], stored[store.keys[row]].size) for row in rows_shown(findings)}
+    wanted |= {str(row): find(stored[store.keys[row]]) for row in rows_shown(findings)}
     library = picture_library(wanted, progress or Progress())
     write_text(path, gallery_page(findings, library, title=Path(out).absolute().name))
     return GalleryResult(

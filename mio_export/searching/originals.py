@@ -2,27 +2,29 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from mio_export.errors import UsageError
-from mio_export.searching.thumbnails import Wanted, path_of
+from mio_export.searching.thumbnails import OUTSIDE, Wanted, path_of
 from mio_export.sources import SourceFile, list_sources
 from mio_export.sources.on_disk import OnDisk, file_on_disk
+from mio_export.store import Row
 
-Find = Callable[[str, int], Wanted]
-"""Returns the picture of a stored image from its key and the bytes that it had."""
+Find = Callable[[Row], Wanted]
+"""Returns the picture of a stored image."""
 
 _NOT_GIVEN = "no source folder was given (--source)"
 _MISSING = "file missing from the source folder"
-_OUTSIDE = "file lies outside the source (a path with .., an absolute one, or a link that leaves it)"
 _RESIZED = "file of another size than when it was embedded"
 
 
 def originals(sources: str | Path | Sequence[str | Path] | None) -> Find:
     """Return what finds the pictures of stored images in the sources that were embedded.
 
-    Keys come from the store, and a store may be anybody's: what a key or a link leads to counts only if it lies, all
-    links resolved, below the folder that was given (of a list: below the list's folder).
+    Keys come from the store, and a store may be anybody's: what a key leads to counts only if it lies below the folder
+    that was given (of a list: below the list's folder). A link that leaves the folder counts if it leads to the very
+    bytes that were embedded, whose sha256 the store has: so a folder of links shows its pictures, and a store of
+    somebody else's shows nothing that its maker did not have.
 
     Raises:
         UsageError: one is no source.
@@ -30,25 +32,28 @@ def originals(sources: str | Path | Sequence[str | Path] | None) -> Find:
     """
     specs = [sources] if isinstance(sources, str | Path) else list(sources or ())
     if not specs:
-        return lambda key, size: Wanted(file=None, size=size, problem=_NOT_GIVEN)
+        return lambda row: Wanted(file=None, size=row.size, problem=_NOT_GIVEN)
     if len(specs) == 1 and Path(specs[0]).is_dir():  # a folder of a million files is not listed for a few hundred
         folder = Path(specs[0]).absolute()
-        return lambda key, size: _wanted(file_on_disk(os.fsencode(path_of(folder, key)), str(folder)), size)
+        return lambda row: _wanted(file_on_disk(os.fsencode(path_of(Path(), row.key)), str(folder)), row)
     try:
         files = {file.key: file for file in list_sources(specs).files}
     except UsageError as error:
         raise UsageError(f"{error}\n--source names the folder that was embedded, or the archive, list or URL") from None
-    return lambda key, size: _wanted(files.get(key), size)
+    return lambda row: _wanted(files.get(row.key), row)
 
 
-def _wanted(file: SourceFile | None, size: int) -> Wanted:
+def _wanted(file: SourceFile | None, row: Row) -> Wanted:
     if file is None or file.problem is not None:
-        return Wanted(file=None, size=size, problem=_MISSING)
+        return Wanted(file=None, size=row.size, problem=_MISSING)
+    sha256 = None
     if isinstance(file.place, OnDisk) and not _lies_in(file.place):
-        return Wanted(file=None, size=size, problem=_OUTSIDE)
-    if file.size > size:  # a large file is not read to find that it is not the one
-        return Wanted(file=None, size=size, problem=_RESIZED)
-    return Wanted(file=file, size=size)
+        if not _is_named_in(file.place):
+            return Wanted(file=None, size=row.size, problem=OUTSIDE)
+        sha256 = row.sha256 or ""
+    if file.size > row.size:  # a large file is not read to find that it is not the one
+        return Wanted(file=None, size=row.size, problem=_RESIZED)
+    return Wanted(file=file, size=row.size, sha256=sha256)
 
 
 def _lies_in(place: OnDisk) -> bool:
@@ -58,6 +63,12 @@ def _lies_in(place: OnDisk) -> bool:
         return (folder / place.relative).resolve().is_relative_to(folder)
     except (OSError, ValueError, RuntimeError):  # a circle of links
         return False
+
+
+def _is_named_in(place: OnDisk) -> bool:
+    """Whether a file's path stays below the folder of its source, wherever links on it lead."""
+    path = PurePath(place.relative)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 __all__ = ["Find", "originals"]

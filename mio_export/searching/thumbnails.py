@@ -1,6 +1,7 @@
 """Small pictures of stored images, read from the folder that was embedded, each once on the page."""
 
 import base64
+import hashlib
 import io
 import os
 import re
@@ -21,6 +22,7 @@ from mio_export.sources import SourceFile
 SIDE = 96
 _DECODE = Preprocess(image_size=SIDE, interpolation="lanczos")
 _MOST_BYTES = 4_000_000
+OUTSIDE = "file lies outside the source (a path with .., an absolute one, or a link to other bytes than were embedded)"
 _ESCAPED = re.compile(rb"\\(\\|x[0-9a-f]{2})")
 
 
@@ -32,6 +34,8 @@ class Wanted:
     """Where it lies; None if it is not there, and ``problem`` says why."""
     size: int | None
     """Bytes that the file had when it was embedded; None: any."""
+    sha256: str | None = None
+    """Of the bytes that it had, where it is shown only if it has them still; None: any."""
     problem: str = ""
 
 
@@ -96,6 +100,8 @@ def _read(wanted: Wanted) -> tuple[bytes, str]:
         data, _ = wanted.file.read()
         if wanted.size not in (None, len(data)):
             return b"", "file of another size than when it was embedded"
+        if wanted.sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            return b"", OUTSIDE
         buffer = io.BytesIO()
         Image.fromarray(_DECODE.decode(data)).save(buffer, "JPEG", quality=72, optimize=True)
     except OSError:
@@ -118,4 +124,4 @@ def picture(name: str, key: str, library: Library, *, label: bool = True) -> str
     return f'<svg viewBox="0 0 {SIDE} {SIDE}" {reader}><use href="#i-{name}"/></svg>'
 
 
-__all__ = ["SIDE", "Library", "Wanted", "path_of", "picture", "picture_library"]
+__all__ = ["OUTSIDE", "SIDE", "Library", "Wanted", "path_of", "picture", "picture_library"]

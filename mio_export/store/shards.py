@@ -193,9 +193,10 @@ def check_width(path: Path, kind: pa.DataType, info: StoreInfo) -> None:
     Raises:
         GateError: it is not.
     """
-    wanted = pa.list_(pa.float32(), info.embedding_dim)
     if not pa.types.is_fixed_size_list(kind) or (kind.value_type, kind.list_size) != (pa.float32(), info.embedding_dim):
-        raise GateError(f"{path} is damaged: its embeddings are {kind}, must be {wanted}")
+        raise GateError(
+            f"{path} is damaged: its embeddings are {kind}, must be lists of {info.embedding_dim:,} 32-bit floats"
+        )
 
 
 def read_table(path: Path, info: StoreInfo, columns: Sequence[str] | None = None) -> pa.Table:
