@@ -88,9 +88,11 @@ def staged_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         replace: whether a folder that holds something may be replaced.
 
     Raises:
-        UsageError: at the end something lies at ``path`` that may not be replaced.
+        UsageError: ``path`` is ``.`` or ends in ``..``, or at the end something lies there that may not be replaced.
     """
     path = behind_links(path)
+    if path.name in ("", ".."):
+        raise UsageError(f"{path} cannot be replaced: it does not say the folder's own name; give that, as in ../NAME")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _staging_name(path, "tmp")
     temporary.mkdir()

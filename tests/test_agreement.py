@@ -12,6 +12,7 @@ from PIL import Image
 from mio_export.embedding import agreement, embed
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import GateError, SpaceError
+from mio_export.limits import Limits
 from mio_export.preprocess import Preprocess
 from mio_export.progress import Progress
 from mio_export.store import load_embeddings, read_info, shard_paths, write_info
@@ -144,6 +145,34 @@ def test_where_nothing_can_be_compared_it_says_so(bundle, photos, folder, out, m
     assert result.code == 4
     assert "none of its files is still there unchanged and readable, so nothing can be compared; install" in result.err
     assert len(shard_paths(out)) == 3
+
+
+def test_what_a_run_may_not_read_is_not_read_for_the_comparison_either(bundle, photos, folder, out):
+    made_with(out, pillow="12.0.0")
+    add(photos, folder, "12.jpg")
+    largest = max(path.stat().st_size for path in folder.iterdir())
+    with pytest.raises(SpaceError, match="none of its files is still there unchanged and readable"):
+        embed(bundle.path, folder, out, limits=Limits(max_file_bytes=10))
+    assert embed(bundle.path, folder, out, limits=Limits(max_file_bytes=largest)).num_failed == 0
+
+
+def test_a_file_that_memory_does_not_suffice_for_is_passed_over_in_the_comparison(
+    bundle, photos, folder, out, monkeypatch
+):
+    made_with(out, pillow="12.0.0")
+    add(photos, folder, "12.jpg")
+    original, decoded = Preprocess.decode, []
+
+    def decode(self, data, **options):
+        decoded.append(data)
+        if len(decoded) == 1:
+            raise MemoryError
+        return original(self, data, **options)
+
+    monkeypatch.setattr(Preprocess, "decode", decode)
+    said = Said()
+    assert embed(bundle.path, folder, out, progress=said).num_embedded == 1
+    assert any("they agree: 11 of its files" in line for line in said.lines)
 
 
 def test_files_that_only_got_another_time_can_be_compared_and_changed_ones_are_not(bundle, folder, out, monkeypatch):

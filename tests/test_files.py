@@ -1,9 +1,11 @@
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -179,3 +181,13 @@ def test_a_folder_that_came_meanwhile_is_not_replaced_if_that_is_not_wanted(tmp_
 def test_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("path", [".", "other/.."])
+def test_a_folder_without_a_name_is_not_replaced(tmp_path, monkeypatch, path):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    message = rf"^{re.escape(path)} cannot be replaced: .*; give that, as in \.\./NAME$"
+    with pytest.raises(UsageError, match=message), staged_folder(Path(path)):
+        pass
+    assert names(tmp_path) == ["other"]

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -165,6 +167,19 @@ def test_a_damaged_cache_is_one_line(bundle, images, tmp_path):
         path.write_bytes(b"no database" * 1000)
     with pytest.raises(MioError, match=r"the cache .*sqlite cannot be used: .*; delete it, or leave --cache out"):
         embed(bundle.path, images, tmp_path / "second", cache=tmp_path / "cache", **OPTIONS)
+
+
+@pytest.mark.parametrize("kept", [bytes(8), b"\0\0\0", "text", np.full(256, np.nan, np.float32).tobytes()])
+def test_what_a_damaged_cache_holds_reaches_no_store(bundle, images, tmp_path, kept):
+    embed(bundle.path, images, tmp_path / "first", cache=tmp_path / "cache", **OPTIONS)
+    (path,) = (tmp_path / "cache").glob("*.sqlite")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE vectors SET vector = ?", (kept,))
+    with pytest.raises(
+        MioError, match=r"sqlite is damaged: it holds .* no vector of 256 finite numbers; delete it, or"
+    ):
+        embed(bundle.path, images, tmp_path / "second", cache=tmp_path / "cache", **OPTIONS)
+    assert shard_paths(tmp_path / "second") == []
 
 
 def test_bytes_that_changed_behind_size_and_time_are_found(bundle, images, tmp_path, forwards):

@@ -131,6 +131,13 @@ def test_a_file_that_is_only_named_like_a_shard_is_one_clear_line_everywhere(sto
         )
 
 
+def test_a_shard_that_is_a_link_to_nothing_is_no_change_by_a_writer(store, tmp_path):
+    shard_path(store, 1).symlink_to(tmp_path / "gone.parquet")
+    for call in (load_embeddings, read_rows, Snapshot, lambda folder: write_layout(folder, tmp_path / "layout")):
+        with pytest.raises(GateError, match=r"shard-000001\.parquet is a link to something that is not there; make it"):
+            call(store)
+
+
 @pytest.mark.parametrize("name", ["space", "artifact_sha256", "precision", "decode", "runtime"])
 def test_a_shard_of_another_identity_is_named_wherever_it_is_met(store, tmp_path, name):
     other = {"decode": "scaled"}.get(name, "another")

@@ -1,4 +1,4 @@
-"""Going on with a store that other versions began: only if they still give the vectors that it holds."""
+"""Resuming a store that other versions wrote to: only if the versions here still give the vectors that it holds."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from mio_export.decoding import Decoder
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import SpaceError
 from mio_export.evidence import Budget, Comparison, budget_for, load_report
+from mio_export.limits import Limits
 from mio_export.parity.report import compare
 from mio_export.preprocess import DecodeError, Pixels
 from mio_export.progress import Progress
@@ -47,7 +48,14 @@ class _Stored:
 
 
 def continued(
-    bundle: Bundle, choice: Choice, info: StoreInfo, out: Path, files: Sequence[SourceFile], progress: Progress
+    bundle: Bundle,
+    choice: Choice,
+    info: StoreInfo,
+    out: Path,
+    files: Sequence[SourceFile],
+    progress: Progress,
+    *,
+    limits: Limits,
 ) -> StoreInfo:
     """Return the store's description with the versions that run here in its last span, and write it down.
 
@@ -59,7 +67,8 @@ def continued(
         info: the store's description so far.
         out: the store's folder, locked.
         files: the collection.
-        progress: is told what the comparison gave.
+        progress: shows what the comparison gave.
+        limits: what one file may cost.
 
     Raises:
         SpaceError: the versions that run here give other vectors, or nothing is left that could be compared.
@@ -68,7 +77,7 @@ def continued(
     first = next_number(out, info.part)
     spans = tuple(span for span in info.spans if span.first_shard < first)  # of what was pruned or never written
     if shard_paths(out) and (not spans or spans[-1].versions != versions):
-        _check_agreement(bundle, choice, info, out, files, versions, progress)
+        _check_agreement(bundle, choice, info, out, files, versions, progress, limits)
     if not spans or spans[-1].versions != versions:
         spans = (*spans, Span(first_shard=first, versions=versions))
     if spans != info.spans:
@@ -85,6 +94,7 @@ def _check_agreement(
     files: Sequence[SourceFile],
     versions: Mapping[str, str],
     progress: Progress,
+    limits: Limits,
 ) -> None:
     others = [span.versions for span in info.spans if span.versions != versions]
     change = difference(versions, others[-1] if others else {})
@@ -92,7 +102,7 @@ def _check_agreement(
     stored, num_vectors = _stored(info, out, files, versions)
     if not num_vectors:
         return  # other versions left no vector behind that this run's could be mixed with
-    sample, pixels = _read_again(stored, bundle, info)
+    sample, pixels = _read_again(stored, bundle, info, limits)
     if not sample:
         raise SpaceError(
             f"{out} was made with {change}, and none of its files is still there unchanged and readable, so nothing can"
@@ -146,11 +156,13 @@ def _hashes(info: StoreInfo, out: Path, numbers: set[int]) -> Mapping[int, list[
     return {number: [row[0] for row in rows] for number, rows in enumerate(columns) if number in numbers}
 
 
-def _read_again(stored: Sequence[_Stored], bundle: Bundle, info: StoreInfo) -> tuple[list[_Stored], list[Pixels]]:
+def _read_again(
+    stored: Sequence[_Stored], bundle: Bundle, info: StoreInfo, limits: Limits
+) -> tuple[list[_Stored], list[Pixels]]:
     """Read and decode files whose bytes are those of their row, up to the sample's size."""
     sample, pixels = [], []
     order = sorted(range(len(stored)), key=lambda index: (index % (_CANDIDATES // _SAMPLE), index))  # spread, too
-    with Decoder(bundle.manifest.preprocess, scaled=info.decode == "scaled") as decoder:
+    with Decoder(bundle.manifest.preprocess, scaled=info.decode == "scaled", limits=limits) as decoder:
         for index in order:
             found = stored[index]
             try:
@@ -158,7 +170,7 @@ def _read_again(stored: Sequence[_Stored], bundle: Bundle, info: StoreInfo) -> t
                 if hashlib.sha256(data).hexdigest() != found.sha256:
                     continue
                 pixels.append(decoder.decode(data))
-            except (OSError, DecodeError):
+            except (OSError, DecodeError, MemoryError):
                 continue
             sample.append(found)
             if len(sample) == _SAMPLE:

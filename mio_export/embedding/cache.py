@@ -36,7 +36,7 @@ class Cache:
         folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256("\n".join(_made_by(info)).encode()).hexdigest()[:32]
         self.path = folder / f"{name}.sqlite"
-        self._lock = threading.Lock()
+        self._lock, self._width = threading.Lock(), info.embedding_dim
         with self._one_line():
             self._connection = sqlite3.connect(self.path, timeout=_WAIT_S, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -45,12 +45,16 @@ class Cache:
             )
 
     def get(self, sha256: str) -> Vector | None:
-        """Return the vector of a content, float32 (D,); None if there is none."""
+        """Return the vector of a content, float32 (D,); None if there is none.
+
+        Raises:
+            MioError: what is kept is no vector of the store's width, or not finite.
+        """
         with self._one_line(), self._lock:
             found = self._connection.execute(
                 "SELECT vector FROM vectors WHERE sha256 = ?", (bytes.fromhex(sha256),)
             ).fetchone()
-        return np.frombuffer(found[0], np.float32) if found else None
+        return self._checked(found[0]) if found else None
 
     def put(self, vectors: Mapping[str, Vector]) -> None:
         """Keep vectors, by the sha256 of their contents; all or none."""
@@ -61,6 +65,16 @@ class Cache:
     def close(self) -> None:
         """Let go of the file."""
         self._connection.close()
+
+    def _checked(self, kept: object) -> Vector:
+        if isinstance(kept, bytes) and len(kept) == 4 * self._width:
+            vector: Vector = np.frombuffer(kept, np.float32)
+            if np.isfinite(vector).all():
+                return vector
+        raise MioError(
+            f"the cache {self.path} is damaged: it holds something that is no vector of {self._width} finite numbers;"
+            " delete it, or leave --cache out"
+        )
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:

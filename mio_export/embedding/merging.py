@@ -163,7 +163,7 @@ def _reserved(out: Path) -> Iterator[None]:
 
 
 def _spans(shards: Sequence[tuple[Snapshot, Shard]]) -> tuple[Span, ...]:
-    """Return which versions computed the merged shards, which are numbered anew."""
+    """Return which versions computed the merged shards, which get new numbers."""
     versions = [snapshot.info.versions_of(shard.number) for snapshot, shard in shards]
     return tuple(
         Span(first_shard=number, versions=held)
@@ -199,7 +199,7 @@ def _write(
 
 
 def _append(snapshot: Snapshot, shard: Shard, writer: StoreWriter) -> None:
-    """Append a shard; which of its files are duplicates is found out anew."""
+    """Append a shard; which of its files are duplicates is decided again."""
     rows, values = snapshot.read_shard(shard)
     vectors: dict[str, Vector] = {}
     for row, vector in zip(rows, values, strict=True):

@@ -160,7 +160,7 @@ def embed(
         )
         if todo:
             _check_named(choice, runtime, out)
-            info = continued(opened, choice, info, out, files, progress)
+            info = continued(opened, choice, info, out, files, progress, limits=limits)
             _embed_files(opened, choice, todo, info, out, cache, chosen, limits, progress)
             standing = Standing(files, out, info)
         num_pruned = prune(out, frozenset(file.key for file in files)) if prune_vanished else 0

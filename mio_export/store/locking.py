@@ -44,7 +44,7 @@ def locked(folder: Path) -> Iterator[None]:
 def shared_lock(folder: Path) -> Iterator[None]:
     """Keep writers out of a store that is only read; nothing is written, not even a lock file.
 
-    Where there is no lock file, or it cannot be read, nothing is locked: whoever reads must notice changes itself.
+    Where there is no lock file, or it cannot be read, nothing is locked: the caller has to notice changes.
 
     Raises:
         MioError: another process is writing to the store.

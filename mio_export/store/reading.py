@@ -75,7 +75,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def iter_columns(folder: Path, info: StoreInfo, names: Sequence[str]) -> Iterator[Iterator[tuple[Any, ...]]]:
-    """Yield, shard by shard, the values of some columns of its rows; for who holds the store's lock.
+    """Yield, shard by shard, the values of some columns of its rows; the caller holds the store's lock.
 
     Raises:
         GateError: a shard cannot be read.

@@ -92,7 +92,7 @@ def list_shards(folder: Path) -> list[Shard]:
     """Return the committed shards, the oldest first, so that it can be noticed if one changes.
 
     Raises:
-        GateError: a Parquet file is named like a shard, but is none.
+        GateError: a Parquet file is named like a shard, but is none, or is a link that leads nowhere.
         ShardChangedError: one was removed meanwhile.
     """
     shards = []
@@ -100,6 +100,10 @@ def list_shards(folder: Path) -> list[Shard]:
         try:
             shards.append(Shard(path=path, stamp=_stamp(path.stat())))
         except FileNotFoundError:
+            if path.is_symlink():
+                raise GateError(
+                    f"{path} is a link to something that is not there; make it again, or remove it"
+                ) from None
             raise ShardChangedError(path) from None
     return shards
 
