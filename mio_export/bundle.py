@@ -208,11 +208,15 @@ class Bundle:
         """Return the path of a file of the bundle.
 
         Raises:
-            GateError: it lies outside, be it by its name or behind a link.
+            GateError: it lies outside, be it by its name or behind a link, or no file can have the name.
         """
         path = self.path / name
-        if not path.resolve().is_relative_to(self.path.resolve()):
-            raise GateError(f"{path} lies outside the bundle; export it again")
+        try:
+            is_inside = path.resolve().is_relative_to(self.path.resolve())
+        except (OSError, ValueError):
+            is_inside = False
+        if not is_inside:
+            raise GateError(f"{str(path)[:300]} lies outside the bundle; export it again")
         return path
 
     def artifact(self, format: Format, precision: Precision, *, capability: str | None = None) -> Artifact:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _TAG = 0x0112
+_APP1, _START_OF_SCAN = 0xE1, 0xDA
 _HEADERS = {b"II*\0": "<", b"MM\0*": ">", b"II\0*": "<", b"MM*\0": ">"}
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 """Bytes of a value by its TIFF type; entries of other types are passed over."""
@@ -33,6 +34,21 @@ def orientation_of(info: Mapping[Any, Any]) -> int:
     except (struct.error, ValueError, TypeError, OverflowError):
         return 1
     return int(value) if value in range(2, 9) else 1
+
+
+def split_exif(data: bytes) -> tuple[bytes, bytes]:
+    """Return a JPEG file without its EXIF block, and the block; any other file as it is, and nothing."""
+    place, kept, block = 2, [data[:2]], b""
+    while data.startswith(b"\xff\xd8\xff") and place + 4 <= len(data) and data[place] == 0xFF:
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if data[place + 1] == _START_OF_SCAN:
+            break
+        if data[place + 1] == _APP1 and data[place + 4 : place + 10] == b"Exif\0\0":
+            block = block or data[place + 4 : end]
+        else:
+            kept.append(data[place:end])
+        place = end
+    return (b"".join(kept) + data[place:], block) if block else (data, b"")
 
 
 def _exif_block(info: Mapping[Any, Any]) -> bytes:
@@ -90,4 +106,4 @@ def _in_xmp(info: Mapping[Any, Any]) -> int:
     return int(match[2]) if match else 1
 
 
-__all__ = ["orientation_of"]
+__all__ = ["orientation_of", "split_exif"]

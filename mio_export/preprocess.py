@@ -19,7 +19,7 @@ from mio_export.claims import claimed_sizes
 from mio_export.errors import UsageError
 from mio_export.formats import readable_formats
 from mio_export.memory import lacks_memory
-from mio_export.orientation import orientation_of
+from mio_export.orientation import orientation_of, split_exif
 from mio_export.png import MAGIC, PngFile, read_png
 from mio_export.schema import InvalidValueError, validated
 
@@ -154,7 +154,7 @@ class Preprocess:
             for size in claimed_sizes(data):
                 self._check_size(*size)
             png = _read_png(data) if data.startswith(MAGIC) else None
-            with Image.open(io.BytesIO(png.data if png else data), formats=readable_formats()) as image:
+            with _identified(png.data if png else data) as image:
                 self._check_size(image.width, image.height)
                 if scaled:
                     self._draft(image)
@@ -211,6 +211,19 @@ def preprocess_from_dict(values: dict[str, Any]) -> Preprocess:
         return validated(values, Preprocess)
     except InvalidValueError as error:
         raise UsageError(f"preprocess: {error}") from None
+
+
+def _identified(data: bytes) -> Image.Image:
+    """Open an image file; of a JPEG whose EXIF block Pillow fails on, the block is put beside what it opens."""
+    try:
+        return Image.open(io.BytesIO(data), formats=readable_formats())
+    except UnidentifiedImageError:
+        bare, block = split_exif(data)
+        if not block:
+            raise
+    image = Image.open(io.BytesIO(bare), formats=readable_formats())
+    image.info["exif"] = block
+    return image
 
 
 def _read_png(data: bytes) -> PngFile:

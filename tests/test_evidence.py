@@ -218,6 +218,8 @@ TAMPERED = {
     "another runtime option": (in_row(options={"graph_optimization_level": "basic"}), "options"),
     "another precision": (in_row(precision="fp16"), "precision fp32, the manifest says fp16"),
     "a file named beside it": (in_row(companions={"encoder.torchscript": ""}), "encoder.torchscript: sha256 is"),
+    "a name that no file can have": (in_row(companions={"a\0b": ""}), "cannot be read .embedded null byte"),
+    "a name that is too long": (in_row(companions={"a" * 5000: ""}), "a{200}: cannot be read .File name too long"),
     "another contract": (
         in_manifest(lambda m: m["preprocess"].update(resize_size=64)),
         "preprocessing: golden image colour differs by",

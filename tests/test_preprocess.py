@@ -306,6 +306,17 @@ def test_an_odd_orientation_leaves_the_image_as_it_lies(photo_crops, entry, orie
     np.testing.assert_array_equal(pixels, np.asarray(photo_crops[0]))
 
 
+def test_a_jpeg_whose_resolution_is_no_fraction_is_upright_too(photo_crops):
+    """Pillow fails on it while it opens the file."""
+    odd = exif_block((0x011A, 7, 1, b"\x05\0\0\0"), (0x0128, 3, 1, struct.pack("<HH", 2, 0)))
+    data = encoded(photo_crops[0], "JPEG", exif=odd)
+    data = data[:2] + data[2 + 2 + int.from_bytes(data[4:6], "big") :]  # its JFIF header, which has a resolution
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(io.BytesIO(data))
+    plain = encoded(photo_crops[0], "JPEG", exif=exif_block())
+    np.testing.assert_array_equal(exact(160).decode(data), exact(160).decode(plain))
+
+
 def test_an_exif_block_whose_values_all_claim_the_whole_of_it_costs_nothing(photo_crops):
     size = 4_000_000
     entries = b"".join(struct.pack("<HHII", tag, 7, size, 0) for tag in range(0x0113, 0x0113 + 20_000))

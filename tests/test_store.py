@@ -274,7 +274,7 @@ def test_readers_beside_real_prunes_never_see_another_keys_vector(store, monkeyp
 DAMAGE = {
     "no column status": lambda table: table.drop_columns(["status"]),
     "a row has no key": lambda table: table.set_column(0, "key", pa.array([None] * 8, pa.string())),
-    r"its embeddings are .*\[1\], must be .*\[2\]": lambda table: table.set_column(
+    r"its embeddings are .*\[1\], must be lists of 2 32-bit floats": lambda table: table.set_column(
         7, "embedding", pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(8, np.float32)), 1)
     ),
 }
