@@ -163,6 +163,26 @@ def test_what_is_secret_in_a_url_reaches_neither_rows_nor_notes_nor_errors(web):
     assert "SECRET" not in str(odd.value)
 
 
+@pytest.mark.parametrize("scheme", ["my_http", " http", "cached:http"])
+def test_a_url_with_a_slip_in_it_shows_no_secret_either(scheme):
+    with pytest.raises(UsageError, match=re.escape(f"{scheme}://h/a.zip is not a folder of images")) as caught:
+        list_sources([f"{scheme}://u:SECRET@h/a.zip?sig=SECRET"])
+    assert "SECRET" not in str(caught.value)
+
+
+def test_a_server_that_refuses_or_is_down_is_not_called_a_missing_file(web):
+    with pytest.raises(UsageError, match=r"/a\.zip cannot be read: 404, message='Not Found'"):
+        list_sources([web.url("/a.zip")])
+    with pytest.raises(UsageError, match=r"/a\.zip cannot be read: Cannot connect to host"):
+        list_sources(["http://127.0.0.1:1/a.zip"])
+
+
+def test_a_url_behind_a_cache_of_fsspecs_is_a_source(web):
+    web.files["/a.zip"] = zip_of({"a.png": b"content"})
+    listing = list_sources(["simplecache::" + web.url("/a.zip")])
+    assert [(file.key, file.read()[0]) for file in listing.files] == [("a.png", b"content")]
+
+
 @pytest.mark.parametrize(("name", "pack"), [("a.tar", tar_of), ("a.zip", zip_of)])
 def test_an_archive_behind_a_url_that_changed_is_not_read_at_old_positions(web, memory, name, pack):
     """Of the same length, and with the same times within."""

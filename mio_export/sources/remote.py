@@ -125,9 +125,9 @@ def list_remote_folder(remote: Remote) -> Listing:
 
 
 def is_url(spec: object) -> bool:
-    """Whether it is text with a protocol, such as ``s3://bucket/folder``."""
-    protocol, mark, _ = spec.partition("://") if isinstance(spec, str) else ("", "", "")
-    return bool(mark) and protocol.replace("+", "").replace("-", "").isalnum()
+    """Whether it is text with a protocol, such as ``s3://bucket/folder``, or several as fsspec joins them."""
+    protocols, mark, _ = spec.partition("://") if isinstance(spec, str) else ("", "", "")
+    return bool(mark) and all(part.replace("+", "").replace("-", "").isalnum() for part in protocols.split("::"))
 
 
 def url_name(url: str) -> str:

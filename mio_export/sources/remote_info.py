@@ -91,8 +91,8 @@ def asked(call: Callable[[], T]) -> T:
 def reason_of(error: Exception) -> str:
     """Return what went wrong in one line of UTF-8, without what may be secret."""
     text = str(getattr(error, "strerror", None) or error or type(error).__name__)
-    if isinstance(error, FileNotFoundError) and not error.strerror:  # fsspec gives the path and no more
-        text = "No such file or directory"
+    if isinstance(error, FileNotFoundError) and not error.strerror:  # fsspec gives the path and no more,
+        text = str(error.__cause__ or "No such file or directory")  # for a server that refuses or is down, too
     text = without_secrets(" ".join(text.split()))[:_LONGEST_REASON]
     return text.encode(errors="backslashreplace").decode()  # a file's name may hold what is no UTF-8
 

@@ -58,25 +58,26 @@ def list_sources(specs: Sequence[str | Path]) -> Listing:
 
 def named(specs: Sequence[str | Path]) -> str:
     """Return sources in words, without what may be secret in a URL."""
-    return ", ".join(without_secrets(spec) if isinstance(spec, str) and is_url(spec) else str(spec) for spec in specs)
+    return ", ".join(without_secrets(str(spec)) if "://" in str(spec) else str(spec) for spec in specs)
 
 
 def _listed(spec: str | Path) -> Listing:
-    return _listed_url(spec) if isinstance(spec, str) and _is_remote(spec) else _listed_path(_path(spec))
+    return _listed_url(spec) if isinstance(spec, str) and _is_remote(spec) else _listed_path(spec)
 
 
-def _listed_path(path: Path) -> Listing:
+def _listed_path(spec: str | Path) -> Listing:
+    path, shown = _path(spec), named([spec])  # a URL with a slip in it is taken for a path
     ending = _ending(path.name)
     try:
         is_folder, is_there = path.is_dir(), path.exists()
     except OSError as error:  # too long a name, or in a folder that may not be searched
-        raise UsageError(f"{path} cannot be examined: {error.strerror or error}") from None
+        raise UsageError(f"{shown} cannot be examined: {error.strerror or error}") from None
     if is_folder:
         return list_images(path)
     if not is_there:
-        raise UsageError(f"{path} is not a folder of images: it does not exist; a source is {_ALLOWED}")
+        raise UsageError(f"{shown} is not a folder of images: it does not exist; a source is {_ALLOWED}")
     if ending is None:
-        raise UsageError(f"{path} is not a folder of images; a source is {_ALLOWED}")
+        raise UsageError(f"{shown} is not a folder of images; a source is {_ALLOWED}")
     folder = str(path.parent)
     return _contents(ending, path.name, lambda: local_blob(str(path)), lambda line: file_on_disk(line, folder))
 
