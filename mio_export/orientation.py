@@ -13,7 +13,7 @@ _TAG = 0x0112
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 _HEADERS = {b"II*\0": "<", b"MM\0*": ">", b"II\0*": "<", b"MM*\0": ">"}
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-"""Bytes of a value by its TIFF type; entries of other types are passed over."""
+"""Bytes of a value by its TIFF type; entries of other types are skipped."""
 _NUMBERS = {3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d", 13: "L", 16: "Q"}
 _XMP = re.compile(rb'tiff:Orientation(="|>)([0-9])')
 
@@ -52,7 +52,7 @@ def split_exif(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _exif_block(info: Mapping[Any, Any]) -> bytes:
-    """Return the block as a TIFF file; PNG writers of old put it into text, in hexadecimal."""
+    """Return the block as a TIFF file; old PNG writers put it into text, in hexadecimal."""
     block = info.get("exif")
     if block is None and (text := info.get("Raw profile type exif")):
         block = bytes.fromhex("".join(text.split("\n")[3:]))
@@ -80,7 +80,7 @@ def _in_exif(block: bytes) -> float | None:
         if size > 4:
             outside_bytes += size
             if outside_bytes > len(block):
-                continue  # what cannot be true is passed over
+                continue  # an impossible length is skipped
             if start + size > len(block):
                 return None  # what is cut off ends the block
         if size and tag == _TAG:

@@ -9,7 +9,7 @@ MAGIC = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _LEFT_OUT = (*_TEXTS, b"iCCP")
 """Chunks that no pixel depends on here, and that Pillow refuses above 1 MiB unpacked."""
-_TELLING = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_ORIENTING = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp")
 """Keywords of the texts that may say which way up the image lies."""
 _MOST_TEXT_BYTES = 16 << 20
 """What is unpacked of such a text; a text that says nothing by then says nothing."""
@@ -17,7 +17,7 @@ _MOST_TEXT_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class PngFile:
-    """A file whose check sums fit, as far as it goes."""
+    """A file whose checksums are right, up to where it ends."""
 
     data: bytes
     """The file without its texts and its colour profile."""
@@ -46,7 +46,7 @@ def read_png(data: bytes) -> PngFile:
         if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(view[end - 4 : end]) or end > len(data):
             raise ValueError("a check sum of the PNG does not fit")
         if kind in _LEFT_OUT:
-            info |= _telling(kind, view[place + 8 : end - 4])
+            info |= _orienting(kind, view[place + 8 : end - 4])
             parts.append(view[start:place])
             start = end
     return PngFile(
@@ -68,10 +68,10 @@ def chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
         place += 12 + length
 
 
-def _telling(kind: bytes, text: memoryview) -> dict[str, str | bytes]:
+def _orienting(kind: bytes, text: memoryview) -> dict[str, str | bytes]:
     """Return what a text says, if it may be about the orientation."""
     keyword = bytes(text[:80]).split(b"\0", 1)[0]
-    if kind not in _TEXTS or keyword not in _TELLING:
+    if kind not in _TEXTS or keyword not in _ORIENTING:
         return {}
     rest, name = text[len(keyword) + 1 :], keyword.decode()
     if kind == b"tEXt":

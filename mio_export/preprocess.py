@@ -140,7 +140,7 @@ class Preprocess:
 
     @contextmanager
     def opened(self, data: bytes, *, scaled: bool = False) -> Iterator[Image.Image]:
-        """Open an image file as ``decode`` does; within this context, ``pixels`` brings what it is decoded to.
+        """Open an image file as ``decode`` does; within this context, ``pixels`` returns what it is decoded to.
 
         Its size is checked, and is known before most formats take memory for pixels.
 
@@ -234,7 +234,7 @@ def _read_png(data: bytes) -> PngFile:
 
 
 def _with_png_details(image: Image.Image, png: PngFile) -> Image.Image:
-    """Give an opened PNG what Pillow leaves out: texts that say which way up it lies, and transparency as it is meant.
+    """Give an opened PNG what Pillow leaves out: texts that say which way up it lies, and exact transparency.
 
     The transparent level of a grey with 2 or 4 bits counts in those bits, but Pillow has made 8 of its pixels; that of
     an RGB with 16 bits has 16 too, but Pillow keeps the higher 8 of its pixels.

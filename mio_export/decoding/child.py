@@ -1,4 +1,4 @@
-"""The other side of a ``DecodingProcess``: decodes one file at a time, for whoever holds the other ends of its pipes.
+"""The other side of a ``DecodingProcess``: decodes one file at a time, for the process at the other ends of its pipes.
 
 It may be killed at any moment. It ends by itself when the pipe of requests is closed: also in the middle of a file, by
 a signal of the kernel, since a decoder that hangs looks at nothing.
@@ -125,7 +125,7 @@ def _memory(allowed: int) -> Iterator[None]:
 
 @contextmanager
 def _killed_if_left(requests: int, decode_s: float) -> Iterator[None]:
-    """Die where nobody waits any more: the pipe of requests is closed, or the time was over long ago."""
+    """Die if nobody waits for the reply: the pipe of requests is closed, or the time limit is long past."""
     import fcntl
 
     flags = fcntl.fcntl(requests, fcntl.F_GETFL)

@@ -19,9 +19,8 @@ _PASSES_PER_S = 4e6
 class Decoder:
     """Decodes image files to one contract's pixels, within limits; threads may use it at once; a context manager.
 
-    A thread cannot be stopped, so it decodes only what is sure to end soon, by the first bytes of the file. Everything
-    else is decoded in processes of their own, one for each thread that needs one, begun when it does, and killed when
-    the time is over.
+    A thread cannot be stopped, so it decodes only what the first bytes of the file show to be quick. Everything else is
+    decoded in separate processes, one for each thread that needs one, started on demand and killed at the time limit.
 
     Args:
         preprocess: the contract.

@@ -93,7 +93,7 @@ class DecodingProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """End it and let go of the pipes; for the thread whose turn it is."""
+        """End it and close its pipes; only for the thread that uses it."""
         self.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
@@ -113,7 +113,7 @@ class DecodingProcess:
         """Wait for a reply of one of the kinds, of at most so many bytes each."""
         kind, length = REPLY.unpack(self._read(REPLY.size, deadline))
         if length > longest.get(kind, -1):
-            raise CrashError("the decoder lost its way")
+            raise CrashError("the decoding process gave a reply that makes no sense")
         return kind, self._read(length, deadline)
 
     def _read(self, length: int, deadline: float | None) -> bytearray:

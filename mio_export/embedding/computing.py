@@ -1,4 +1,4 @@
-"""One batch through a runtime, without losing it to one image or to a passing lack of memory."""
+"""One batch through a runtime, without losing it to one image or to a temporary lack of memory."""
 
 from collections.abc import Sequence
 

@@ -93,7 +93,7 @@ class Embedder:
         decoder: what decodes; it also knows how many bytes a file may have.
         pool: the threads that read and decode.
         batch_size: images computed at once.
-        timer: is told where the time goes.
+        timer: records where the time goes.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Embedder:
             key = next(row.key for row in found.rows if row.sha256 == error.name)
             raise OutOfMemoryError(
                 f"there is not enough memory to embed {key}, though it was tried alone; what was done is kept: free"
-                " memory, then run it again to go on"
+                " memory, then run it again to resume"
             ) from error
         num_failed = self._fail(found)
         if task is not None and num_failed:
@@ -233,7 +233,7 @@ def _alone(file: SourceFile, submit: Callable[[SourceFile], Future[Decoded]]) ->
         reason = f" ({error})" if str(error) else ""
         raise OutOfMemoryError(
             f"there is not enough memory to read and decode {file.key}{reason}, though it was tried alone; what was"
-            " done is kept: free memory or allow less (--max-pixels, --max-file-bytes), then run it again to go on"
+            " done is kept: free memory or allow less (--max-pixels, --max-file-bytes), then run it again to resume"
         ) from error
 
 

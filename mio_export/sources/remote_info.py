@@ -77,7 +77,7 @@ def asked(call: Callable[[], T]) -> T:
     """Return what a file system gives.
 
     Raises:
-        OSError: whatever it raised, without what may be secret; the exception itself, which says it, is let go.
+        OSError: whatever it raised, without what may be secret; the exception itself, which may hold it, is dropped.
     """
     try:
         return call()

@@ -16,7 +16,7 @@ DAMAGES = (
     RecursionError,
     struct.error,
 )
-"""What reading a damaged header may raise; lack of memory is none of it, as no header can claim much."""
+"""What reading a damaged header may raise; lack of memory is not among it, as no header can claim much."""
 _MOST_HEADER_BYTES = 8 << 20
 """Of all headers of one entry: long names, pax records, the map of a sparse file."""
 

@@ -98,7 +98,7 @@ def _entry(file: BinaryIO, shift: int) -> ZipEntry:
     """Read an entry; offsets in it are off by ``shift``."""
     head = file.read(_ENTRY.size)
     if len(head) < _ENTRY.size or head[:4] != _ENTRY_MAGIC:
-        raise _damaged(f"no entry at byte {file.tell() - len(head):,} of it, where its directory should go on")
+        raise _damaged(f"no entry at byte {file.tell() - len(head):,} of it, where its directory should continue")
     _, flags, method, time, date, crc, packed_size, size, num_name, num_extra, num_comment, attributes, offset = (
         _ENTRY.unpack(head)
     )
