@@ -1,6 +1,7 @@
 """The store itself: numbers and names of shards, what may lie in one, reading beside a writer, locks."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -223,6 +224,20 @@ def test_a_reader_beside_a_prune_gets_rows_that_belong_together(store, monkeypat
         f"{i}.jpg": float(i) for i in range(1, 6)
     }
     assert sorted(rows) == [f"{i}.jpg" for i in range(1, 8)]
+
+
+def test_shards_are_read_by_arrow_alone(store, tmp_path, monkeypatch):
+    """Arrow's threads may let go of a Python file only when the interpreter ends, which aborts the process."""
+    named = store.rename(tmp_path / os.fsdecode(b"\xff"))
+    snapshot = Snapshot(named)
+
+    def never(*_args, **_options):
+        raise AssertionError
+
+    monkeypatch.setattr(Path, "open", never)
+    rows, vectors = snapshot.read_shard(snapshot.shards[0])
+    assert len(rows) == len(vectors) == 8
+    assert read_vectors(shard_path(named, 0), INFO)[:6, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_shard_that_is_removed_or_comes_back_as_another_is_noticed(store, monkeypatch):

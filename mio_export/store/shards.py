@@ -245,8 +245,9 @@ def opened(path: Path, info: StoreInfo, *, stamp: Stamp | None = None) -> Iterat
         SpaceError: it holds vectors of another identity than the store.
         ShardChangedError: its stamp is another one by now.
     """
-    with damage_named(path, may_vanish=stamp is not None), path.open("rb") as source:
-        if stamp is not None and _stamp(os.fstat(source.fileno())) != stamp:
+    # no file of Python's: an Arrow thread that lets go of one while the interpreter ends aborts the process
+    with damage_named(path, may_vanish=stamp is not None), pa.OSFile(os.fsencode(path)) as source:
+        if stamp is not None and _stamp(path.stat()) != stamp:
             raise ShardChangedError(path)
         with pq.ParquetFile(source) as file:
             _check_identity(path, file.schema_arrow.metadata or {}, info)
