@@ -1,5 +1,7 @@
 """``mio verify``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +60,8 @@ def run(
     Example:  mio verify encoder.mio --images photos
     """
     if signer is not None or issuer is not None:
-        _check_signature(bundle, signer, issuer)
+        with _json_if_refused(as_json):
+            _check_signature(bundle, signer, issuer)
     if server is not None:
         _verify_server(bundle, server, images=images, limit=limit, as_json=as_json)
         return
@@ -67,7 +70,8 @@ def run(
     if images is None and (runtimes or everything):
         raise UsageError("--runtime and --all say what is proved again; add --images DIR")
     chosen = EVERYTHING if everything else runtimes
-    result = verify(bundle, images=images, limit=limit, device=device, runtimes=chosen)
+    with _json_if_refused(as_json):
+        result = verify(bundle, images=images, limit=limit, device=device, runtimes=chosen)
     _print(result, as_json=as_json)
     refused = [f"{r.artifact}: {problem}" for r in result.reports for problem in r.problems]
     if not result.passed:
@@ -75,6 +79,17 @@ def run(
     if not as_json:
         proved = "" if images else "; to prove the artifacts again, add --images DIR"
         echo(f"{bundle}: every hash holds and the evidence fits{proved}")
+
+
+@contextmanager
+def _json_if_refused(as_json: bool) -> Iterator[None]:
+    """Print a refusal as JSON too where it comes before there is a result."""
+    try:
+        yield
+    except GateError as error:
+        if as_json:
+            print_json({"passed": False, "broken": [], "problems": str(error).splitlines(), "reports": []})
+        raise
 
 
 def _check_signature(bundle: Path, signer: str | None, issuer: str | None) -> None:
@@ -108,7 +123,8 @@ def _verify_server(bundle: Path, url: str, *, images: Path | None, limit: int, a
 
     if images is None:
         raise UsageError("a server is held to the gate on real images; add --images DIR")
-    report = verify_server(bundle, url, images=images, limit=limit)
+    with _json_if_refused(as_json):
+        report = verify_server(bundle, url, images=images, limit=limit)
     if as_json:
         print_json(report.to_dict())
     else:

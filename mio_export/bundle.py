@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 from mio_export.errors import GateError, UsageError
@@ -22,6 +23,18 @@ REPORTS = "parity"
 """Folder of the parity reports and the golden images."""
 LOCK = f"{REPORTS}/.lock"
 _STRICT: dict[str, Any] = {"extra": "forbid"}
+REQUIREMENTS = {
+    "rms-error": "max_rms_error",
+    "row-error": "max_row_error",
+    "min-cosine": "min_cosine",
+    "p1-cosine": "p1_cosine",
+    "mean-cosine": "mean_cosine",
+    "norm-drift": "max_norm_drift",
+    "top1": "top1",
+    "recall@10": "recall_at_10",
+    "knn-change": "max_knn_change",
+}
+"""What ``--require`` calls each bound, and the field of the budget that it tightens."""
 
 Format = Literal["onnx", "torchscript", "pt2", "openvino", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -158,6 +171,10 @@ class Artifact:
     tools: Mapping[str, str]
     """Versions of the libraries that wrote it."""
 
+    def __post_init__(self) -> None:
+        if self.capability is not None and not re.fullmatch(r"[0-9]{1,2}\.[0-9]{1,2}", self.capability):
+            raise UsageError(f"capability is a number such as 8.9, got {self.capability!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -185,6 +202,9 @@ class Manifest:
     """Other files that verdicts rest on, and their sha256."""
     digest: str = field(default="", compare=False)
     """sha256 of everything else here; whoever changes the manifest by hand breaks it."""
+
+    def __post_init__(self) -> None:
+        check_requirements(self.requirements)
 
     def to_json(self) -> str:
         """Return the manifest's text, with its digest."""
@@ -231,6 +251,17 @@ class Bundle:
                 return artifact
         held = ", ".join(dict.fromkeys(f"{a.format} {a.precision}" for a in self.manifest.artifacts)) or "none"
         raise UsageError(f"{self.path} holds no {format} {precision} artifact; it holds: {held}")
+
+
+def check_requirements(required: Mapping[str, float]) -> None:
+    """Refuse names that parity does not know.
+
+    Raises:
+        UsageError: a name is unknown.
+    """
+    for name in required:
+        if name not in REQUIREMENTS:
+            raise UsageError(f"--require knows {', '.join(REQUIREMENTS)}; got {name!r}")
 
 
 def space_fingerprint(*, weights_sha256: str, encoder: EncoderSpec, preprocess: Preprocess) -> str:
@@ -293,17 +324,22 @@ def named_files(manifest: Manifest) -> list[tuple[str, str]]:
 def unnamed_files(folder: Path, manifest: Manifest) -> list[str]:
     """Return what else lies in a bundle's folder, relative to it: neither named by the manifest nor ours.
 
-    Ours are its page, its signature, its lock, reports that a later verdict replaced, and what a killed process left.
+    Ours are its page, its signature, its lock, reports that a later verdict replaced, and what a killed process left;
+    never a link, behind which another file would be written.
     """
-    named = {MANIFEST, PAGE, SIGNATURE, LOCK, *dict(named_files(manifest))}
+    named = dict(named_files(manifest))
     return sorted(
         name
         for path in folder.rglob("*")
         if not path.is_dir() or path.is_symlink()
-        if (name := path.relative_to(folder).as_posix()) not in named
-        and not path.name.startswith(".")
-        and not (path.parent == folder / REPORTS and path.suffix == ".json")
+        if (name := path.relative_to(folder).as_posix()) not in named and (path.is_symlink() or not _is_ours(name))
     )
+
+
+def _is_ours(name: str) -> bool:
+    path = PurePosixPath(name)
+    is_report = str(path.parent) == REPORTS and path.suffix == ".json"
+    return name in (MANIFEST, PAGE, SIGNATURE) or is_report or path.name.startswith(".")
 
 
 def broken_files(bundle: Bundle) -> list[str]:
@@ -349,6 +385,7 @@ __all__ = [
     "TrainingData",
     "Verdict",
     "broken_files",
+    "check_requirements",
     "load_bundle",
     "named_files",
     "runtime_of",

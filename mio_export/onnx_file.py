@@ -25,6 +25,8 @@ _ENTERED: dict[str, dict[int, str]] = {
     "external": {1: "key", 2: "value"},
 }
 _MAX_DEPTH = 64
+_MAX_TAG = 2**32
+"""Protobuf drops the bits of a tag beyond these, so that a larger one would be another field there than here."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -68,6 +70,8 @@ def check_onnx(path: Path, companions: Collection[str]) -> None:
     Raises:
         GateError: it does, or it is no ONNX file.
     """
+    if path.suffix != ".onnx":  # by it ONNX Runtime and OpenVINO choose what reads a file
+        raise GateError(f"{path} is no ONNX file by its name; those of bundles end in .onnx")
     facts = read_onnx(path)
     if strange := sorted(facts.domains - _STANDARD):
         raise GateError(f"{path} has operators of {', '.join(strange)[:80]}; only those of ONNX itself are run")
@@ -103,6 +107,8 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
     at = start
     while at < end:
         tag, at = _varint(data, at)
+        if tag >= _MAX_TAG:
+            raise ValueError("a tag of more than 32 bits")
         kind = tag & 7
         if kind == _VARINT:
             at = _varint(data, at)[1]

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from mio_export.sidecar import read_sidecar, sidecar_path
 
 KEY = "mio-export"
 """Name of the entry in ONNX metadata, and of the extra file (with ``.json``) in the archives of PyTorch."""
+
+
+_MAX_BYTES = 16 * 1024**2
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -29,18 +33,25 @@ def read_provenance(path: Path) -> dict[str, Any]:
     if text is None:
         raise UsageError(f"{path} says nothing of itself; it was not made by mio-export")
     try:
-        values: dict[str, Any] = json.loads(text)
-    except ValueError:
-        raise GateError(f"{path} is damaged: what it says of itself is not JSON") from None
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise GateError(f"{path} is damaged: what it says of itself is not the JSON that it should be")
     return values
 
 
 def _from_archive(path: Path) -> str | None:
     if not zipfile.is_zipfile(path):
         raise UsageError(f"{path} is neither a bundle nor an embedding store, nor an artifact of a bundle")
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(f"/{KEY}.json")]
-        return archive.read(names[0]).decode() if names else None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.endswith(f"/extra/{KEY}.json")]
+            if entries and entries[0].file_size > _MAX_BYTES:
+                raise GateError(f"{path} is damaged: it says {entries[0].file_size:,} bytes of itself")
+            return archive.read(entries[0]).decode() if entries else None
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise GateError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
 
 
 __all__ = ["KEY", "read_provenance"]

@@ -7,13 +7,14 @@ model-signing read it as well.
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import LOCK, SIGNATURE, load_bundle
 from mio_export.errors import GateError, MioError, MissingBackendError, UsageError
-from mio_export.files import staged_file
+from mio_export.files import write_text
 from mio_export.parity import verify
 
 
@@ -52,16 +53,16 @@ def sign(
     if not verification.passed:
         problems = [*verification.broken, *verification.problems]
         raise GateError("\n     ".join([f"{folder} is refused, and not signed", *problems]))
-    hashing = _library("hashing").Config().set_ignored_paths(paths=[SIGNATURE, LOCK])
-    try:
-        with _quiet(), staged_file(folder.resolve() / SIGNATURE) as temporary:
-            # what is staged lies in the folder that is hashed
-            hashing.set_ignored_paths(paths=[SIGNATURE, LOCK, temporary.name])
-            config.set_hashing_config(hashing).sign(folder.resolve(), temporary)
-    except OSError:
-        raise
-    except Exception as error:  # noqa: BLE001 - model-signing raises what its parts do
-        raise MioError(f"{folder} could not be signed: {_one_line(error)}") from None
+    with tempfile.TemporaryDirectory() as outside:  # what lies in the folder is signed
+        signature = Path(outside, SIGNATURE)
+        try:
+            with _quiet():
+                config.set_hashing_config(_hashing([SIGNATURE, LOCK])).sign(folder.resolve(), signature)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - model-signing raises what its parts do
+            raise MioError(f"{folder} could not be signed: {_one_line(error)}") from None
+        write_text(folder / SIGNATURE, signature.read_text(encoding="utf-8"))
     return folder / SIGNATURE
 
 
@@ -87,7 +88,8 @@ def check_signature(path: str | Path, *, signer: str, issuer: str | None = None)
         raise GateError(f"{folder} is not signed (it holds no {SIGNATURE}); its maker signs it with: mio sign")
     try:
         with _quiet():
-            verifier.verify(folder.resolve(), folder.resolve() / SIGNATURE)
+            # what a signature leaves out is in the signature
+            verifier.set_hashing_config(_hashing([])).verify(folder.resolve(), folder.resolve() / SIGNATURE)
     except Exception as error:  # noqa: BLE001 - whatever is raised here, the signature was not found valid
         reason = _one_line(error) or type(error).__name__
         raise GateError(f"{folder} has no valid signature of {signer}: {reason}") from None
@@ -100,6 +102,11 @@ def _library(module: str) -> Any:
         return importlib.import_module(f"model_signing.{module}")
     except ImportError:
         raise MissingBackendError("model-signing is not installed: pip install 'mio-export[signing]'") from None
+
+
+def _hashing(ignored: Sequence[str]) -> Any:
+    """Return what is hashed: all but some files; by default model-signing leaves out ``.git`` and its like."""
+    return _library("hashing").Config().set_ignored_paths(paths=ignored, ignore_git_paths=False)
 
 
 def _signer(library: Any, private_key: Path | None, certificate: Path | None, chain: Sequence[Path]) -> Any:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save
 from mio_export.bundle import load_bundle, space_fingerprint
 from mio_export.errors import GateError
 from mio_export.evidence import load_report
+from mio_export.evidence.check import GOLDEN_NAMES
 from mio_export.parity import verify
 from mio_export.runtimes import open_runtime
 
@@ -41,19 +43,17 @@ def save_manifest(copy, values):
             proof["report_sha256"] = sha256(copy / proof["report"])
     values["files"] = {name: sha256(copy / name) for name in values["files"]}
     values["weights_sha256"] = sha256(copy / "encoder.safetensors")
-    values["digest"] = ""
-    (copy / "manifest.json").write_text(json.dumps(values))
-    values["digest"] = hashlib.sha256(
-        json.dumps({k: v for k, v in values.items() if k != "digest"}, sort_keys=True).encode()
-    ).hexdigest()
-    (copy / "manifest.json").write_text(json.dumps(values))
+    write_digested(copy, values)
     manifest = load_bundle(copy).manifest
     values["space"] = space_fingerprint(
         weights_sha256=manifest.weights_sha256, encoder=manifest.encoder, preprocess=manifest.preprocess
     )
-    values["digest"] = hashlib.sha256(
-        json.dumps({k: v for k, v in values.items() if k != "digest"}, sort_keys=True).encode()
-    ).hexdigest()
+    write_digested(copy, values)
+
+
+def write_digested(copy, values):
+    text = json.dumps({name: value for name, value in values.items() if name != "digest"}, sort_keys=True)
+    values["digest"] = hashlib.sha256(text.encode()).hexdigest()
     (copy / "manifest.json").write_text(json.dumps(values))
 
 
@@ -62,6 +62,15 @@ def in_manifest(change):
         values = read(copy)
         change(values)
         save_manifest(copy, values)
+
+    return tamper
+
+
+def in_manifest_that_does_not_load(change):
+    def tamper(copy):
+        values = read(copy)
+        change(values)
+        write_digested(copy, values)
 
     return tamper
 
@@ -151,7 +160,96 @@ def linked_outside(copy):
     (copy / "encoder.onnx").symlink_to(outside)
 
 
+def golden_rewritten(change, **options):
+    def tamper(copy):
+        path = copy / "parity" / "golden.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        path.write_bytes(save(tensors, **options))
+        save_manifest(copy, read(copy))
+
+    return tamper
+
+
+def artifact_rewritten(name, change):
+    """Change an artifact and let its report name the new hash."""
+
+    def tamper(copy):
+        change(copy / name)
+        values = read(copy)
+        (row,) = (row for row in values["artifacts"] if row["file"] == name)
+        report = json.loads((copy / row["parity"]["report"]).read_text())
+        report["evidence"]["artifact_sha256"] = sha256(copy / name)
+        (copy / row["parity"]["report"]).write_text(json.dumps(report))
+        save_manifest(copy, values)
+
+    return tamper
+
+
+def says_of_itself(text):
+    """Let the TorchScript archive say something else of itself."""
+
+    def change(path):
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members.items():
+                archive.writestr(name, text if name.endswith("/mio-export.json") else data)
+
+    return artifact_rewritten("encoder.torchscript", change)
+
+
+def a_link(name):
+    def tamper(copy):
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).symlink_to(copy.with_name("outside"))
+
+    return tamper
+
+
+NAMES = {"names": "\n".join(GOLDEN_NAMES)}
 TAMPERED = {
+    "golden images without names": (golden_rewritten(lambda t: None), "golden.safetensors is damaged"),
+    "a golden number for images": (
+        golden_rewritten(lambda t: t.update(pixels=np.zeros((), np.uint8)), metadata=NAMES),
+        "golden.safetensors is damaged",
+    ),
+    "golden embeddings that are none": (
+        golden_rewritten(lambda t: t.update(embeddings=t["embeddings"] * np.nan), metadata=NAMES),
+        "golden.safetensors is damaged: .*embeddings finite float64",
+    ),
+    "golden images of another size": (
+        golden_rewritten(lambda t: t.update(pixels=t["pixels"][:, :8]), metadata=NAMES),
+        r"holds images of shape .*, the contract gives \(32, 32, 3\)",
+    ),
+    "a contract of images that no memory holds": (
+        in_manifest(lambda m: m["preprocess"].update(image_size=10**6, resize_size=10**6)),
+        r"holds images of shape .*, the contract gives \(1000000, 1000000, 3\)",
+    ),
+    "an artifact that says a list of itself": (says_of_itself(b"[]"), "is not the JSON that it should be"),
+    "one that says nothing readable": (says_of_itself(b"\xff"), "encoder.torchscript is damaged: .*utf-8"),
+    "one that says it in depth": (says_of_itself(b"[" * 100_000), "is not the JSON that it should be"),
+    "one that says too much": (says_of_itself(b" " * 17 * 1024**2), "it says 17,825,792 bytes of itself"),
+    "a graph that is none": (
+        artifact_rewritten("encoder.onnx", lambda path: path.write_bytes(b"x")),
+        "encoder.onnx is damaged: it is no ONNX model",
+    ),
+    "a requirement that nobody knows": (
+        in_manifest_that_does_not_load(lambda m: m["requirements"].update(more=1.0)),
+        "damaged: --require knows .*; got 'more'",
+    ),
+    "proved nowhere": (in_proof(devices=[]), "the manifest says that it ran on no device"),
+    "a capability that is a path": (
+        in_manifest_that_does_not_load(lambda m: m["artifacts"][0].update(capability="../x")),
+        "damaged: capability is a number such as 8.9",
+    ),
+    "another training": (
+        in_manifest(lambda m: m.update(training={"recipe": {}, "data": {"num_images": 1, "sha256": ""}, "last": {}})),
+        "says of itself another training than the manifest",
+    ),
+    "a link in the place of a report to come": (a_link("parity/onnx-bf16.json"), "does not name it"),
+    "a link in the place of the page": (a_link("report.html"), "report.html: the manifest does not name it"),
+    "a link in the place of the lock": (a_link("parity/.lock"), "parity/.lock: the manifest does not name it"),
     "another encoder's artifact": (other_artifact, "parity/onnx-fp32.json is of another .*: sha256 of the artifact"),
     "another encoder's weights": (other_weights, "onnx-fp32.json is of another .*: sha256 of the weights"),
     "reports swapped": (swapped_reports, "torchscript-fp32.json is of another .*: artifact encoder.torchscript"),
@@ -249,6 +347,19 @@ def test_a_bundle_whose_parts_do_not_belong_together_is_refused_without_running_
     assert found.code == 3, found
     assert re.search(reason, found.err), found.err
     assert "Traceback" not in found.err
+
+
+def test_every_refusal_is_json_for_machines(copy, mio):
+    extra_file(copy)
+    (copy / "evil.onnx").rename(copy / "more.onnx")
+    late = mio("verify", copy, "--json")
+    (copy / "manifest.json").write_text("{}")
+    early = mio("verify", copy, "--json")
+    for found, reason in ((late, "more.onnx: the manifest does not name it"), (early, "manifest.json is damaged")):
+        assert found.code == 3
+        values = json.loads(found.out)
+        assert values["passed"] is False
+        assert reason in values["problems"][0]
 
 
 def test_an_untouched_bundle_passes_without_torch_or_onnx(bundle):

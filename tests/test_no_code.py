@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import zipfile
@@ -57,6 +58,15 @@ def written(path, found, root="encoder", compression=zipfile.ZIP_STORED):
         for name, data in found.items():
             archive.writestr(f"{root}/{name}" if root else name, data)
     return path
+
+
+def overlapping(archive):
+    """Let the directory of an archive list its one member three times, under three names."""
+    start, end = archive.index(b"PK\x01\x02"), archive.index(b"PK\x05\x06")
+    entry, tail = archive[start:end], bytearray(archive[end:])
+    tail[8:12] = struct.pack("<HH", 3, 3)
+    tail[12:16] = struct.pack("<I", 3 * len(entry))
+    return archive[:start] + b"".join(entry.replace(b"weight_9", b"weight_%d" % n) for n in range(3)) + bytes(tail)
 
 
 def in_program(change):
@@ -182,6 +192,10 @@ def test_archives_of_another_shape_are_refused(pt2, tmp_path):
         archive.writestr("encoder/archive_version", b"0")
     with pytest.raises(GateError, match="each once"):
         open_file("pt2", path, **SHAPE)
+    written(path, {"data/weights/weight_9": b"x" * 10_000})
+    path.write_bytes(overlapping(path.read_bytes()))
+    with pytest.raises(GateError, match="members overlap"):
+        open_file("pt2", path, **SHAPE)
     path.write_bytes(pt2.read_bytes()[:-100])
     with pytest.raises(GateError, match=r"is no \.pt2 that loads"):
         open_file("pt2", path, **SHAPE)
@@ -265,6 +279,38 @@ def test_a_graph_that_reads_other_files_is_not_opened(bundle, tmp_path, runtime,
     path.write_bytes(model.SerializeToString())
     with pytest.raises(GateError, match=reason):
         open_file(runtime, path, **SHAPE)
+
+
+def field(number, data, beyond=0):
+    """A field of protobuf; with ``beyond``, its tag has bits that protobuf drops."""
+
+    def varint(value):
+        return bytes([value & 127 | 128]) + varint(value >> 7) if value > 127 else bytes([value])
+
+    return varint(number << 3 | 2 | beyond << 32) + varint(len(data)) + data
+
+
+def test_a_tag_that_protobuf_reads_as_another_hides_nothing(bundle, tmp_path):
+    import onnxruntime
+
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [2])
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, [2])
+    versions = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(helper.make_graph([], "g", [images], [rows]), opset_imports=versions, ir_version=8)
+    node = helper.make_node("Gelu", ["images"], ["rows"]).SerializeToString()
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(model.SerializeToString() + field(7, field(1, node + field(7, b"com.microsoft", beyond=1))))
+    onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])  # it finds the operator
+    with pytest.raises(GateError, match="is damaged: it is no ONNX model"):
+        check_onnx(path, ())
+
+
+@pytest.mark.parametrize("name", ["encoder.ort", "encoder.xml", "encoder.pb", "encoder"])
+def test_a_graph_whose_name_would_be_read_by_something_else_is_not_opened(bundle, tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes((bundle.path / "encoder.onnx").read_bytes())
+    with pytest.raises(GateError, match="is no ONNX file by its name"):
+        open_file("openvino", path, **SHAPE)
 
 
 def test_an_onnx_file_is_read_as_onnx_reads_it(bundle, tmp_path):

@@ -60,7 +60,7 @@ def test_unknown_names_are_refused(bundle, arguments, message):
 @pytest.mark.skipif(has_cuda(), reason="a CUDA device is visible")
 def test_cuda_without_a_device_is_a_missing_backend(bundle):
     with pytest.raises(MissingBackendError, match="no CUDA device is visible here; use --device cpu"):
-        open_runtime(bundle, device="cuda")
+        open_runtime(bundle, "torch", device="cuda")
 
 
 def test_an_artifact_that_is_not_the_proved_file_is_not_opened(bundle, tmp_path):

@@ -53,11 +53,12 @@ def test_a_signed_bundle_verifies_with_its_signer_and_with_no_other(copy, keys, 
     [
         lambda path: (path / "report.html").write_text("other"),
         lambda path: (path / "parity" / "more.json").write_text("{}"),
+        lambda path: (path / ".gitattributes").write_text("more"),
         lambda path: (path / "encoder.torchscript").unlink(),
         lambda path: (path / SIGNATURE).write_text("{}"),
         lambda path: (path / SIGNATURE).write_bytes(b"\xff"),
     ],
-    ids=["a file changed", "a file added", "a file removed", "no signature in it", "no text"],
+    ids=["a file changed", "a file added", "a file of git added", "a file removed", "no signature in it", "no text"],
 )
 def test_a_signature_is_over_every_file(copy, keys, mio, change):
     private, public = keys
@@ -67,6 +68,20 @@ def test_a_signature_is_over_every_file(copy, keys, mio, change):
     assert refused.code == 3
     assert "has no valid signature of" in refused.err
     assert "Traceback" not in refused.err
+
+
+def test_a_signature_says_nothing_of_the_machine_and_touches_nothing_outside(copy, keys):
+    import base64
+    import json
+
+    path = sign(copy, private_key=keys[0])
+    payload = json.loads(base64.b64decode(json.loads(path.read_text())["dsseEnvelope"]["payload"]))
+    assert payload["predicate"]["serialization"]["ignore_paths"] == [SIGNATURE, "parity/.lock"]
+    path.unlink()
+    path.symlink_to(copy.with_name("outside"))
+    with pytest.raises(GateError, match=r"model\.sig: the manifest does not name it"):
+        sign(copy, private_key=keys[0])
+    assert not copy.with_name("outside").exists()
 
 
 def test_a_certificate_of_an_authority_that_is_trusted_signs_too(copy, tmp_path):

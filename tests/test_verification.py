@@ -161,7 +161,20 @@ def test_a_device_that_is_not_there_is_a_missing_backend(bundle):
     if has_cuda():
         pytest.skip("a CUDA device is visible")
     with pytest.raises(MissingBackendError, match="no CUDA device is visible here"):
-        choose(bundle, "onnxruntime", device="cuda")
+        choose(bundle, "torch", device="cuda")
+    row = bundle.artifact("onnx", "fp32")
+    on_a_gpu = replace(row, parity=replace(row.parity, devices=("cpu", "cuda")))
+    with pytest.raises(MissingBackendError, match="no CUDA device is visible here"):
+        choice_of(on_a_gpu, device="cuda")
+    with pytest.raises(MissingBackendError, match="no CUDA device is visible here"):
+        choice_of(replace(row, format="openvino"), device="cuda")  # runs on no GPU, so that no proof there could help
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_what_was_proved_on_a_cpu_only_is_refused_where_there_is_no_gpu_too(bundle, photos, tmp_path, mio, device):
+    refused = mio("embed", bundle.path, photos, "-o", tmp_path / "out", "--device", device)
+    assert refused.code == 3
+    assert f"not on {device}; prove it there: mio verify {bundle.path} --images DIR --device {device}" in refused.err
 
 
 @pytest.mark.slow

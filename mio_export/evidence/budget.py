@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from mio_export.bundle import Precision
-from mio_export.errors import UsageError
+from mio_export.bundle import REQUIREMENTS, Precision
 
 _ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 """Largest relative error of one rounding to each precision."""
@@ -47,18 +46,6 @@ _ROWS_AND_RETRIEVAL: Mapping[str, Mapping[str, float]] = {
     "bf16": {"min": 0.998, "p1": 0.999, "mean": 0.9995, "norm": 0.05, "top1": 0.90, "recall": 0.95, "knn": 0.02},
     "int8": {"min": 0.90, "p1": 0.95, "mean": 0.98, "norm": 0.15, "top1": 0.80, "recall": 0.90, "knn": 0.03},
 }
-_REQUIREMENTS = {
-    "rms-error": "max_rms_error",
-    "row-error": "max_row_error",
-    "min-cosine": "min_cosine",
-    "p1-cosine": "p1_cosine",
-    "mean-cosine": "mean_cosine",
-    "norm-drift": "max_norm_drift",
-    "top1": "top1",
-    "recall@10": "recall_at_10",
-    "knn-change": "max_knn_change",
-}
-"""What ``--require`` calls each bound."""
 
 
 def budget_for(
@@ -103,20 +90,9 @@ def budget_for(
     return _tightened(budget, required or {})
 
 
-def check_requirements(required: Mapping[str, float]) -> None:
-    """Refuse names that parity does not know.
-
-    Raises:
-        UsageError: a name is unknown.
-    """
-    for name in required:
-        if name not in _REQUIREMENTS:
-            raise UsageError(f"--require knows {', '.join(_REQUIREMENTS)}; got {name!r}")
-
-
 def _tightened(budget: Budget, required: Mapping[str, float]) -> Budget:
     for name, value in required.items():
-        field = _REQUIREMENTS[name]
+        field = REQUIREMENTS[name]
         tighter = min if field.startswith("max_") else max
         held = getattr(budget, field)
         changed: dict[str, Any] = {field: value if held is None else tighter(held, value)}

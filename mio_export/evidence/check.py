@@ -50,7 +50,8 @@ def artifact_problems(bundle: Bundle, artifact: Artifact) -> list[str]:
         devices += report.devices
         found = [*_verdict_problems(report, artifact), *report_problems(report, artifact, bundle.manifest)]
         problems += [f"{name}: {evidence.report} {problem}" for problem in found]
-    if not problems and not set(artifact.parity.devices) <= set(devices):
+    nowhere = artifact.parity.verdict == "proved" and not artifact.parity.devices
+    if not problems and (nowhere or not set(artifact.parity.devices) <= set(devices)):
         claimed = ", ".join(artifact.parity.devices) or "no device"
         problems.append(
             f"{name}: the manifest says that it ran on {claimed}; its reports are of {', '.join(devices) or 'none'}"

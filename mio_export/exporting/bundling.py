@@ -19,13 +19,13 @@ from mio_export.bundle import (
     Bundle,
     Manifest,
     Training,
+    check_requirements,
     load_bundle,
     save_manifest,
     space_fingerprint,
 )
 from mio_export.bundle_lock import bundle_lock
 from mio_export.errors import GateError, MioError, UsageError
-from mio_export.evidence.budget import check_requirements
 from mio_export.exporting.graphs import Graphs
 from mio_export.exporting.page import Proved, write_page
 from mio_export.exporting.request import Order, orders
@@ -134,9 +134,8 @@ def export(
             _keep_rejected(folder, out.with_name(f"{out.name}.rejected"), refusals)
             raise GateError(_refusal_message(refusals, out.with_name(f"{out.name}.rejected")))
         save_manifest(folder, manifest)
-        if os.access(
-            out / REPORTS, os.W_OK
-        ):  # a verify that runs now writes its verdicts before the bundle is replaced, or not at all
+        if os.access(out / REPORTS, os.W_OK):
+            # a verify that runs now writes its verdicts before the bundle is replaced, or not at all
             held.enter_context(bundle_lock(out))
     shutil.rmtree(out.with_name(f"{out.name}.rejected"), ignore_errors=True)
     return ExportResult(bundle=Bundle(path=out, manifest=manifest), reports=reports)

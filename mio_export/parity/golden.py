@@ -67,8 +67,11 @@ def load_golden(path: Path) -> tuple[dict[str, Pixels], np.typing.NDArray[np.flo
     try:
         with safe_open(path, framework="numpy") as file:
             names = file.metadata()["names"].split("\n")
-            return dict(zip(names, file.get_tensor("pixels"), strict=True)), file.get_tensor("embeddings")
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+            pixels, embeddings = file.get_tensor("pixels"), file.get_tensor("embeddings")
+            if pixels.dtype != np.uint8 or embeddings.dtype != np.float64 or not np.isfinite(embeddings).all():
+                raise ValueError("pixels must be uint8, embeddings finite float64")
+            return dict(zip(names, pixels, strict=True)), embeddings
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise GateError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 

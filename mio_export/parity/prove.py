@@ -246,7 +246,8 @@ def write_report(folder: Path, artifact: Artifact, report: ParityReport) -> Proo
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     parts = [artifact.format, artifact.precision, *([artifact.capability] if artifact.capability else [])]
     name = f"parity/{'-'.join(parts)}.json"
-    if (folder / name).is_file() and sha256_file(folder / name) != sha256:
+    path = folder / name
+    if path.is_symlink() or (path.is_file() and sha256_file(path) != sha256):
         name = f"parity/{'-'.join(parts)}-{sha256[:12]}.json"  # a newer verdict never overwrites what a manifest names
     write_text(folder / name, text)
     return Proof(verdict=report.verdict, devices=report.devices, report=name, report_sha256=sha256)

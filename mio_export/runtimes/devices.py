@@ -10,6 +10,12 @@ from pathlib import Path
 from mio_export.errors import MissingBackendError, UsageError
 
 _limit: float = math.inf
+_DEVICES = {
+    "onnxruntime": ("cpu", "cuda", "tensorrt"),
+    "openvino": ("cpu",),
+    "tensorrt": ("cuda",),
+    "torch": ("cpu", "cuda"),
+}
 
 
 def num_threads() -> int:
@@ -52,6 +58,11 @@ def library_has_cuda(library: str) -> bool:
     import onnxruntime
 
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def devices_of(library: str) -> tuple[str, ...]:
+    """Return where a library (see ``resolve_device``) can run artifacts, here or elsewhere."""
+    return _DEVICES[library]
 
 
 def resolve_device(device: str, *, library: str) -> str:

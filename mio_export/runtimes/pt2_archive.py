@@ -85,6 +85,8 @@ def _members(path: Path) -> dict[str, bytes]:
             entries = archive.infolist()
             if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
                 raise GateError(f"{path} is no .pt2 of ours: its members are compressed or encrypted")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise GateError(f"{path} is no .pt2 of ours: its members overlap")
             names = [entry.filename.partition("/") for entry in entries]
             if len({root for root, _, _ in names}) != 1 or len({name for _, _, name in names}) != len(names):
                 raise GateError(f"{path} is no .pt2 of ours: its members do not lie in one folder, each once")

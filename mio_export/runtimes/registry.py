@@ -13,7 +13,7 @@ from mio_export.evidence import artifact_problems
 from mio_export.files import sha256_file
 from mio_export.onnx_file import check_onnx
 from mio_export.runtimes.base import Runtime
-from mio_export.runtimes.devices import resolve_device
+from mio_export.runtimes.devices import devices_of, resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +165,11 @@ def choice_of(artifact: Artifact, *, device: str = "auto", bundle: Path | None =
         GateError: the artifact was not proved, or not on this device.
     """
     runtime = backend_of(artifact.format)
-    resolved = resolve_device(device, library=BACKENDS[runtime].library)
+    library = BACKENDS[runtime].library
     proved = artifact.parity.devices if artifact.parity.verdict == "proved" else ()
+    if device in devices_of(library) and device not in proved:  # whether or not it is there
+        raise GateError(_not_proved(artifact, device, bundle))
+    resolved = resolve_device(device, library=library)
     if device == "auto" and proved and resolved not in proved:
         resolved = proved[0]
     if resolved not in proved:

@@ -12,6 +12,7 @@ from mio_export.errors import MioError, MissingBackendError, OutOfMemoryError, S
 from mio_export.preprocess import DecodeError, Pixels
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
+from mio_export.runtimes.devices import has_cuda
 from mio_export.runtimes.registry import NAMED_ONLY, backend_of, choice_of, open_choice
 from mio_export.sources import read_file
 from mio_export.store import StoreInfo
@@ -85,7 +86,7 @@ def _choice_of_store(bundle: Bundle, info: StoreInfo, out: Path) -> Choice:
             f" than {bundle.path} ({bundle.manifest.space[:12]}…); give the store's bundle: --bundle PATH"
         )
     try:
-        choice = _choice_on(bundle, info, info.device)
+        choice = _choice_on(bundle, info, info.device if info.device == "cpu" or has_cuda() else "auto")
     except MissingBackendError:
         choice = _choice_on(bundle, info, "auto")
     if choice is None:

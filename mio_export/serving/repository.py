@@ -8,7 +8,9 @@ from typing import Literal, get_args
 
 from mio_export.bundle import Artifact, Bundle, Format, broken_files, load_bundle
 from mio_export.errors import GateError, MioError, UsageError
+from mio_export.evidence import artifact_problems
 from mio_export.files import staged_folder
+from mio_export.onnx_file import check_onnx
 from mio_export.serving.repository_check import check_repository
 from mio_export.serving.repository_files import write_surroundings
 from mio_export.serving.repository_models import Plan, write_models
@@ -76,6 +78,10 @@ def write_repository(
     if broken := broken_files(bundle):
         raise GateError("\n     ".join([f"{bundle.path} is not what was proved; nothing is deployed", *broken]))
     plan = _plan(bundle, backend, precision, device, decode)
+    if problems := artifact_problems(bundle, plan.artifact):
+        raise GateError("\n     ".join([f"{bundle.path} is refused; nothing is deployed", *problems]))
+    if plan.artifact.format == "onnx":
+        check_onnx(bundle.path / plan.artifact.file, plan.artifact.companions)
     _check_ours(out)
     with staged_folder(out) as folder:
         write_models(folder, plan)

@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 from mio_export import embed, load_embeddings
-from mio_export.bundle import load_bundle, save_manifest, space_fingerprint
+from mio_export.bundle import load_bundle, runtime_of, save_manifest, space_fingerprint
 from mio_export.errors import GateError, UsageError
 from mio_export.files import sha256_file
 from mio_export.preprocess import Preprocess
@@ -47,9 +47,26 @@ def doctored(tmp_path, bundle):
         path = Path(shutil.copytree(bundle.path, tmp_path / "doctored.mio"))
         changed = replace(bundle.manifest, artifacts=tuple(artifact(row) for row in bundle.manifest.artifacts))
         save_manifest(path, manifest(changed))
+        fit_evidence(path)
         return path
 
     return make
+
+
+def fit_evidence(path):
+    """Let each report say what a proof of the doctored artifact would say."""
+    manifest, rows = load_bundle(path).manifest, []
+    for row in manifest.artifacts:
+        file = path / row.parity.report
+        report = json.loads(file.read_text())
+        compared = [c for c in report["comparisons"] if c["device"] == report["devices"][0]]
+        report |= {"artifact": row.file, "format": row.format, "runtime": runtime_of(row.format)}
+        report |= {"options": dict(row.options), "devices": row.parity.devices}
+        report["comparisons"] = [{**c, "device": device} for device in row.parity.devices for c in compared]
+        report["evidence"] |= {"artifact_sha256": row.sha256, "companions": dict(row.companions)}
+        file.write_text(json.dumps(report))
+        rows.append(replace(row, parity=replace(row.parity, report_sha256=sha256_file(file))))
+    save_manifest(path, replace(manifest, artifacts=tuple(rows)))
 
 
 def read_config(repository, model):
@@ -127,6 +144,7 @@ def test_external_weights_come_along(doctored, tmp_path):
         companions={"encoder.onnx.data": sha256_file(path / "encoder.onnx.data")},
     )
     save_manifest(path, replace(manifest, artifacts=(row, *manifest.artifacts[1:])))
+    fit_evidence(path)
     deployed = write_repository(path, tmp_path / "repository")
     graph = deployed.path / "models/encoder-encoder/1/model.onnx"
     beside = ("encoder.onnx.data",)
@@ -216,6 +234,7 @@ def as_engine(path, *, library, verdict="proved", max_batch=16):
         parity=replace(row.parity, verdict=verdict, devices=("cuda",)),
     )
     save_manifest(path, replace(manifest, artifacts=(row,)))
+    fit_evidence(path)
 
 
 def test_a_proved_engine_is_deployed_for_its_own_batches(doctored, tmp_path):
@@ -278,6 +297,28 @@ def test_a_tampered_bundle_is_refused_and_nothing_is_written(mio, doctored, tmp_
     assert result.code == 3
     assert result.err.startswith(f"mio: {path} is not what was proved; nothing is deployed\n     encoder.onnx: sha256")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["doctored.mio"]
+
+
+def test_an_artifact_whose_evidence_does_not_fit_is_not_deployed(mio, bundle, tmp_path, forge):
+    path = Path(shutil.copytree(bundle.path, tmp_path / "forged.mio"))
+    report = path / "parity" / "onnx-fp32.json"
+    report.write_text(json.dumps(json.loads(report.read_text()) | {"verdict": "refused", "problems": ["error 1"]}))
+    forge(path)
+    result = mio("deploy", "triton", path, "-o", tmp_path / "repository")
+    assert result.code == 3
+    assert "is refused; nothing is deployed" in result.err
+    assert "says refused (error 1), the manifest says proved" in result.err
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_graph_that_reads_other_files_is_not_deployed(bundle, tmp_path, forge):
+    path = Path(shutil.copytree(bundle.path, tmp_path / "forged.mio"))
+    model = onnx.load(path / "encoder.onnx")
+    model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
+    (path / "encoder.onnx").write_bytes(model.SerializeToString())
+    forge(path)
+    with pytest.raises(GateError, match="reads '/etc/passwd', which the manifest does not name beside it"):
+        write_repository(path, tmp_path / "repository")
 
 
 def test_a_graph_that_disagrees_with_the_manifest_is_refused_before_the_rename(doctored, tmp_path):
