@@ -109,8 +109,8 @@ def _print(result: "Verification", *, as_json: bool) -> None:
         print_json({**values, "reports": [report.to_dict() for report in result.reports]})
     elif result.reports:
         print_parity(result.reports)
-    notes = [f"unproven: {line} cannot run here; verify it where it does" for line in result.unproven]
-    notes += [f"not proved again: {line} is a program; include it with --all" for line in result.left_out]
+    notes = [f"not proved again: {line} is a program; include it with --all" for line in result.left_out]
+    notes += [f"unproven: {line}; prove it where it runs, with --images DIR" for line in result.unproven]
     notes += [f"not written down: {result.unwritten}"] if result.unwritten else []
     if result.signature_outdated:
         notes.append(f"the signature no longer fits the new verdicts: mio sign {result.bundle.path}")

@@ -138,7 +138,7 @@ class BenchResult:
                 f"{speed.images_per_s:,.1f}",
                 f"{speed.low:,.1f} to {speed.high:,.1f}",
                 f"{speed.images_per_s / self.eager.images_per_s:.2f}",
-                speed.contender.verdict if speed.contender.verdict != "unproven" else "UNPROVEN",
+                speed.contender.verdict,
             ]
             for speed in self.speeds
         ]
@@ -235,7 +235,7 @@ def _check(max_batch: int, batch_size: int, seconds: float, runtimes: Sequence[s
 def _contenders(
     bundle: Bundle, device: str, runtimes: Sequence[str] | None
 ) -> Iterator[tuple[Contender, Callable[[], Choice]]]:
-    """The encoder itself, then every artifact, each with what settles how it is opened."""
+    """The encoder itself, then every artifact, each with a function that returns how it is opened."""
     wanted = set(BACKENDS) - NAMED_ONLY if runtimes is None else set(runtimes)
     eager = Contender(runtime=_EAGER, format=_EAGER, precision="fp32", device=device, verdict="reference")
     yield eager, lambda: choose(bundle, _EAGER, device=device)
@@ -262,9 +262,9 @@ def _opened(
     """Open and warm up whatever runs; the encoder itself must."""
     running: list[tuple[Contender, Runtime]] = []
     absent = []
-    for contender, settle in contenders:
+    for contender, choice in contenders:
         try:
-            runtime = stack.enter_context(open_choice(bundle, settle()))
+            runtime = stack.enter_context(open_choice(bundle, choice()))
             for _ in range(_WARM_UP):
                 runtime.embed(images)
         except Exception as error:

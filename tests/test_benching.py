@@ -63,11 +63,12 @@ def test_what_does_not_run_is_listed_with_its_reason(copy):
     assert "is not the file that was proved (its sha256 differs)" in found.findings()[-1]
 
 
-def test_an_unproven_artifact_is_marked_and_never_called_fastest(copy):
+def test_an_unproven_artifact_is_not_run_and_listed_with_the_reason(copy):
     artifacts = tuple(replace(a, parity=replace(a.parity, verdict="unproven")) for a in copy.manifest.artifacts)
     save_manifest(copy.path, replace(copy.manifest, artifacts=artifacts))
     found = bench(copy.path, batch_size=2, seconds=0.05, device="cpu")
-    assert [row[-1] for row in found.table()[1]] == ["reference", *["UNPROVEN"] * (len(found.speeds) - 1)]
+    assert [row[-1] for row in found.table()[1]] == ["reference"]
+    assert "encoder.onnx (onnx fp32) is unproven; prove it there: mio verify" in found.findings()[-1]
     assert found.findings()[0] == "no proved artifact runs here"
 
 

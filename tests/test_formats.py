@@ -128,7 +128,7 @@ def test_an_unproven_artifact_is_not_chosen(everything):
 def test_verify_names_what_cannot_run_here_and_passes(everything, many_photos, mio):
     result = mio("verify", everything.path)
     assert result.code == 0, result.err
-    assert "unproven: encoder.bf16.onnx (onnx bf16) cannot run here" in result.out
+    assert "unproven: encoder.bf16.onnx (onnx bf16); prove it where it runs" in result.out
     assert "unproven: encoder.fp16.sm120.rtx.engine (tensorrt-rtx fp16)" in result.out
 
 

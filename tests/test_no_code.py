@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from mio_export.bundle import load_bundle
+from mio_export.bundle import load_bundle, save_manifest
 from mio_export.errors import GateError, UsageError
 from mio_export.exporting.pt2 import pt2_from_encoder
 from mio_export.onnx_file import check_onnx, read_onnx
@@ -235,6 +236,16 @@ def test_programs_are_opened_only_when_they_are_named(bundle, photos):
         verify(bundle.path, images=photos, runtimes=["pt2"])
 
 
+def test_an_artifact_that_was_left_out_is_not_said_to_run_nowhere(bundle, photos, mio, tmp_path):
+    path = shutil.copytree(bundle.path, tmp_path / "copy.mio")
+    rows = tuple(replace(a, parity=replace(a.parity, verdict="unproven")) for a in bundle.manifest.artifacts)
+    save_manifest(path, replace(bundle.manifest, artifacts=rows))
+    result = mio("verify", path, "--images", photos, "--limit", 4)
+    assert "unproven: encoder.torchscript (torchscript fp32); prove it where it runs, with --images DIR" in result.out
+    assert "include it with --all" in result.out
+    assert "cannot run here" not in result.out
+
+
 def test_verify_says_what_it_left_out_and_how_to_include_it(bundle, photos, mio):
     result = mio("verify", bundle.path, "--images", photos, "--limit", 4)
     assert result.code == 0
@@ -327,8 +338,6 @@ def test_an_onnx_file_is_read_as_onnx_reads_it(bundle, tmp_path):
 
 
 def test_an_artifact_behind_a_link_to_outside_is_not_opened(bundle, tmp_path):
-    import shutil
-
     from mio_export.runtimes import open_runtime
 
     copy = shutil.copytree(bundle.path, tmp_path / "copy.mio")

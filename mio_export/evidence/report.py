@@ -124,7 +124,7 @@ class ParityReport:
 
 
 def load_report(path: Path) -> ParityReport:
-    """Read a report strictly: a key too many or too few is an error, and a verdict that its contents do not bear.
+    """Read a report strictly: unknown and missing keys are errors, and so is a verdict that its contents contradict.
 
     Reports of before there was a ``schema_version`` are version 1.
 

@@ -207,7 +207,7 @@ def _fits(report: ParityReport, row: Artifact, manifest: Manifest) -> bool:
 
 
 def _adds(folder: Path, row: Artifact, report: ParityReport) -> bool:
-    """Whether a new report settles what nobody could run, or is of a device that no report of a proof is of."""
+    """Whether a new report decides what could not be run before, or is of a device that has no report yet."""
     if _is_unproven(row):
         return report.verdict != "unproven"
     return row.parity.verdict == report.verdict == "proved" and not set(report.devices) <= _covered(folder, row)
@@ -224,7 +224,7 @@ def _covered(folder: Path, row: Artifact) -> set[str]:
 
 
 def _chosen(device: str, artifact: Artifact) -> tuple[str, ...]:
-    """Settle a device that was asked for; an artifact whose library never runs on it keeps its own."""
+    """Resolve a device that was asked for; an artifact whose library never runs on it keeps its own."""
     from mio_export.parity.prove import devices_for
     from mio_export.runtimes.devices import resolve_device
 

@@ -50,7 +50,7 @@ _FORBIDDEN = frozenset({"as_graph", "as_custom_obj", "as_operator", "as_string_t
 
 
 def write_pt2(raw: Path, path: Path) -> None:
-    """Write what ``torch.export.save`` wrote again: without pickles, notes of the exporter and what differs by run.
+    """Rewrite a file of ``torch.export.save`` without pickles, notes of the exporter and what differs from run to run.
 
     Raises:
         GateError: the program needs something that no ``.pt2`` here may hold.

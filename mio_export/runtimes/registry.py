@@ -152,7 +152,7 @@ def _nothing_proved(bundle: Bundle, runtime: str, precision: str) -> str:
 
 
 def choice_of(artifact: Artifact, *, device: str = "auto", bundle: Path | None = None) -> Choice:
-    """Settle the device for an artifact: one that it was proved on.
+    """Choose the device for an artifact: one that it was proved on.
 
     Args:
         artifact: a row of a bundle's manifest.
@@ -197,7 +197,7 @@ def _not_proved(artifact: Artifact, device: str, bundle: Path | None) -> str:
 
 
 def _eager(bundle: Bundle, precision: str, device: str) -> Choice:
-    """Settle eager PyTorch: the encoder itself, which others are proved against and which needs no proof of its own."""
+    """Choose eager PyTorch: the encoder itself, which artifacts are proved against and which needs no proof."""
     if precision not in ("auto", "fp32"):
         raise UsageError(f"runtime torch computes in fp32, got precision {precision!r}")
     resolved = resolve_device(device, library="torch")
@@ -241,8 +241,7 @@ def open_choice(bundle: Bundle, choice: Choice) -> Runtime:
             raise GateError(f"{path} is missing; export it again")
         if sha256_file(path) != sha256:
             raise GateError(f"{path} is not the file that was proved (its sha256 differs); export it again")
-    if BACKENDS[choice.runtime].format is not None:
-        _check_evidence(bundle, choice)
+    check_evidence(bundle, choice)
     return open_file(
         choice.runtime,
         bundle.path if BACKENDS[choice.runtime].format is None else bundle.path / choice.file,
@@ -254,8 +253,14 @@ def open_choice(bundle: Bundle, choice: Choice) -> Runtime:
     )
 
 
-def _check_evidence(bundle: Bundle, choice: Choice) -> None:
-    """Hold the reports of an artifact to the manifest; a choice that no row allows is refused."""
+def check_evidence(bundle: Bundle, choice: Choice) -> None:
+    """Hold the reports of an artifact to the manifest; the encoder itself has none.
+
+    Raises:
+        GateError: they do not fit, or no row of the manifest allows the choice.
+    """
+    if BACKENDS[choice.runtime].format is None:
+        return
     wanted = (choice.runtime, choice.precision, choice.file, choice.sha256)
     for artifact in bundle.manifest.artifacts:
         if (backend_of(artifact.format), artifact.precision, artifact.file, artifact.sha256) == wanted:

@@ -21,6 +21,7 @@ from mio_export.embedding.choices import fastest
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
+from mio_export.runtimes.registry import check_evidence
 from mio_export.serving.settings import BUSY, DECODE, JPEG, ServeOptions
 from mio_export.serving.workspace import Triton, command, model_name, write_workspace
 
@@ -60,6 +61,7 @@ class Server:
         self.options.batch_for(self.bundle)
         self._check_ports()
         self.choice = _settled(self.bundle, self.options, progress or Progress())
+        check_evidence(self.bundle, self.choice)
         self._workspace: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._shm_prefix = f"mio-{os.getpid()}-{time.time_ns()}-"
