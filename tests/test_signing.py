@@ -76,7 +76,7 @@ def test_a_signature_says_nothing_of_the_machine_and_touches_nothing_outside(cop
 
     path = sign(copy, private_key=keys[0])
     payload = json.loads(base64.b64decode(json.loads(path.read_text())["dsseEnvelope"]["payload"]))
-    assert payload["predicate"]["serialization"]["ignore_paths"] == [SIGNATURE, "parity/.lock"]
+    assert sorted(payload["predicate"]["serialization"]["ignore_paths"]) == [SIGNATURE, "parity/.lock"]
     path.unlink()
     path.symlink_to(copy.with_name("outside"))
     with pytest.raises(GateError, match=r"model\.sig: the manifest does not name it"):
