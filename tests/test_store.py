@@ -295,6 +295,12 @@ DAMAGE = {
 }
 
 
+def test_a_width_that_no_vector_has_is_one_line(store):
+    write_info(store, replace(read_info(store), embedding_dim=2**40))
+    with pytest.raises(GateError, match=r"must be lists of 1,099,511,627,776 32-bit floats"):
+        load_embeddings(store)
+
+
 @pytest.mark.parametrize("message", DAMAGE)
 def test_a_damaged_shard_is_one_line(store, tmp_path, message):
     path = shard_path(store, 0)
