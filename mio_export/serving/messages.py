@@ -1,6 +1,6 @@
 """The protobuf messages of the Open Inference Protocol over gRPC, and the part of Triton's ``ModelConfig`` used here.
 
-Names and numbers are those of ``grpc_service.proto`` and ``model_config.proto`` of Triton; a test compares them with the
+Names and numbers are those of Triton's ``grpc_service.proto`` and ``model_config.proto``; a test compares them with the
 stock client's, which pins protobuf below what exporting needs and is therefore no dependency.
 """
 

@@ -1,5 +1,6 @@
 """What a server is told."""
 
+import hmac
 import math
 from dataclasses import dataclass
 
@@ -84,6 +85,13 @@ class ServeOptions:
         ):
             raise UsageError("the API key must be printable ASCII, and not empty")
         Limits(max_file_bytes=self.max_file_bytes, max_pixels=self.max_pixels, decode_s=self.max_decode_s)
+
+    def admits(self, authorization: str | None) -> bool:
+        """Whether a client may ask, by what it sent as ``Authorization``."""
+        if self.api_key is None:
+            return True
+        given = (authorization or "").removeprefix("Bearer ").encode()
+        return hmac.compare_digest(given, self.api_key.encode())
 
     def batch_for(self, bundle: Bundle) -> int:
         """Return the most images in a request and in a batch.

@@ -76,7 +76,7 @@ class Served:
     max_batch: int
     """Most images in a request."""
     parameters: Mapping[str, str]
-    """``space``, ``artifact``, ``artifact_sha256``, ``precision``, ``runtime``, ``device``, ``decode``, ``versions``."""
+    """``space artifact artifact_sha256 precision runtime device decode versions``, the last as a JSON object."""
 
     @classmethod
     def of(cls, bundle: "Bundle", choice: "Choice", *, decode: str, max_batch: int) -> "Served":
@@ -226,7 +226,7 @@ def join(document: dict[str, Any], tensors: Sequence[bytes | memoryview]) -> tup
 
 
 def split(body: bytes | bytearray, header_length: int, kind: str) -> dict[str, Any]:
-    """Return the JSON document of an HTTP body, with the binary tensors of its ``inputs`` or ``outputs`` as their ``data``.
+    """Return the JSON of an HTTP body; the ``data`` of each of its ``inputs`` or ``outputs`` that is binary are its bytes.
 
     Args:
         body: JSON, then binary tensors.
