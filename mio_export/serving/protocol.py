@@ -32,6 +32,7 @@ OUTCOMES = {
     "invalid": (400, "INVALID_ARGUMENT"),
     "unauthorized": (401, "UNAUTHENTICATED"),
     "not_found": (404, "NOT_FOUND"),
+    "too_slow": (408, "DEADLINE_EXCEEDED"),
     "too_large": (413, "INVALID_ARGUMENT"),
     "unsupported": (415, "UNIMPLEMENTED"),
     "queue_full": (429, "RESOURCE_EXHAUSTED"),
@@ -226,7 +227,7 @@ def join(document: dict[str, Any], tensors: Sequence[bytes | memoryview]) -> tup
 
 
 def split(body: bytes | bytearray, header_length: int, kind: str) -> dict[str, Any]:
-    """Return the JSON of an HTTP body; the ``data`` of each of its ``inputs`` or ``outputs`` that is binary are its bytes.
+    """Return the JSON of an HTTP body, with the bytes of each binary tensor as its ``data``.
 
     Args:
         body: JSON, then binary tensors.
@@ -271,13 +272,21 @@ def file_of(text: str) -> bytes:
         raise ValueError("an image must be base64 or a data URI") from None
 
 
-def outputs_of(vectors: Embeddings, errors: Sequence[str]) -> list[tuple[str, str, list[int], bytes]]:
-    """Return name, type, shape and binary form of each output."""
-    encoded = pack(error.encode() for error in errors)
-    return [
+def outputs_of(
+    vectors: Embeddings, errors: Sequence[str], names: Sequence[str] = ()
+) -> list[tuple[str, str, list[int], bytes]]:
+    """Return name, type, shape and binary form of the outputs that are asked for, or of all.
+
+    Raises:
+        RequestError: there is no output of a name.
+    """
+    if unknown := set(names) - {EMBEDDING, ERROR}:
+        raise RequestError("invalid", f"there is no output {min(unknown)!r}; there are {EMBEDDING} and {ERROR}"[:300])
+    outputs = [
         (EMBEDDING, "FP32", [*vectors.shape], np.ascontiguousarray(vectors, "<f4").tobytes()),
-        (ERROR, "BYTES", [len(errors), 1], encoded),
+        (ERROR, "BYTES", [len(errors), 1], pack(error.encode() for error in errors)),
     ]
+    return [output for output in outputs if not names or output[0] in names]
 
 
 _DATATYPES = {"TYPE_STRING": "BYTES", "TYPE_UINT8": "UINT8", "TYPE_FP32": "FP32"}
