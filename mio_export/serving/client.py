@@ -21,7 +21,7 @@ from mio_export.serving.transports import MOST_BYTES, GrpcTransport, HttpTranspo
 _T = TypeVar("_T")
 _KEY = "MIO_API_KEY"
 _FIRST_PAUSE_S = 0.1
-_PASSING = ("queue_full", "not_ready", "timed_out")
+_PASSING = ("queue_full", "not_ready", "timed_out", "too_slow")
 _REQUEST_BYTES = 32 << 20
 """Files are sent in requests of at most so much, or one by one: half of what a server takes by default."""
 _REASON_BYTES = 1024
@@ -166,7 +166,7 @@ def _said(
     """Return what a server says of itself, checked: parameters, most images in a request, image shape, dimension."""
     try:
         says, twice = ({name: str(v["string_value"]) for name, v in c["parameters"].items()} for c in (files, pixels))
-        if not says.keys() >= _SAID or any(says[name] != twice[name] for name in _SAID):
+        if not says.keys() >= {*_SAID} or any(says[name] != twice[name] for name in _SAID):
             raise ValueError("its two models are not of one encoder")
         height, width, channels = (int(extent) for extent in pixels["input"][0]["dims"])
         (dim,) = (int(output["dims"][0]) for output in files["output"] if output["name"] == EMBEDDING)

@@ -1,4 +1,4 @@
-"""How a client asks a server: HTTP by urllib3, gRPC by grpcio. What fails is a ``RequestError``; answers are bounded."""
+"""How a client asks a server: over HTTP or gRPC. What fails is a ``RequestError``; every answer is bounded."""
 
 import json
 import ssl
@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mio_export.serving.messages import SERVICE, message, message_class
+from mio_export.serving.messages import SERVICE, message_class
 from mio_export.serving.protocol import HEADER_LENGTH, IMAGES, OUTCOMES, RequestError, join, split
 
 MOST_BYTES = 64 << 20
@@ -34,7 +34,7 @@ class HttpTransport:
         return json.loads(self._answer("GET", f"{model}/config", b"", {})[0])
 
     def infer(self, model: str, datatype: str, shape: list[int], data: bytes) -> Tensors:
-        """Send a tensor; a ``ValueError``, ``KeyError`` or ``TypeError`` says that the answer is not of the protocol."""
+        """Send a tensor; ``ValueError``, ``KeyError`` and ``TypeError`` say that the answer is not of the protocol."""
         tensor = {"name": IMAGES, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": len(data)}}
         body, length = join({"inputs": [tensor], "parameters": {"binary_data_output": True}}, [data])
         answer, headers = self._answer("POST", f"{model}/infer", body, {HEADER_LENGTH: str(length)})
@@ -106,13 +106,14 @@ class GrpcTransport:
     def _answer(self, method: str, **fields: Any) -> Any:
         import grpc
 
+        request, response = (message_class(f"{method}{kind}") for kind in ("Request", "Response"))
         call = self._channel.unary_unary(
             f"/{SERVICE}/{method}",
-            request_serializer=message_class(f"{method}Request").SerializeToString,
-            response_deserializer=message_class(f"{method}Response").FromString,
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
         )
         try:
-            return call(message(f"{method}Request", **fields), timeout=self._timeout_s, metadata=self._metadata)
+            return call(request(**fields), timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             hints = [value for name, value in error.trailing_metadata() or () if name == "retry-after"]
             raise _refusal(error.code().name, error.details() or "", hints[0] if hints else None) from None
