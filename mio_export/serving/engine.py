@@ -129,12 +129,14 @@ class Engine:
         self._hold(number)
         self.num_open += 1
         try:
-            decoded = images if isinstance(images, np.ndarray) else await self._decoded(images, deadline)
-            errors = [item if isinstance(item, str) else "" for item in decoded]
-            vectors = np.full((number, self.served.embedding_dim), np.nan, np.float32)
-            if pixels := [item for item in decoded if not isinstance(item, str)]:
-                good = np.array([not error for error in errors])
-                vectors[good] = await self._embedded(np.stack(pixels), deadline)
+            if isinstance(images, np.ndarray):
+                errors, vectors = [""] * number, await self._embedded(images, deadline)
+            else:
+                decoded = await self._decoded(images, deadline)
+                errors = [item if isinstance(item, str) else "" for item in decoded]
+                vectors = np.full((number, self.served.embedding_dim), np.nan, np.float32)
+                if pixels := [item for item in decoded if not isinstance(item, str)]:
+                    vectors[[not error for error in errors]] = await self._embedded(np.stack(pixels), deadline)
             self._judge(vectors, errors)
             self._rate.finish(number)
             return vectors, errors

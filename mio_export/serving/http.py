@@ -67,7 +67,8 @@ def http_app(engine: Engine, options: ServeOptions, journal: Journal) -> ASGIApp
             Route(f"{model}/config", api.guarded(api.config)),
             Route(f"{model}/infer", api.guarded(api.infer), methods=["POST"]),
         ]
-    return _closing(Starlette(routes=routes), engine)
+    lost = {status: api.lost for status in (404, 405)}
+    return _closing(Starlette(routes=routes, exception_handlers=lost), engine)
 
 
 class _Api:
@@ -105,6 +106,13 @@ class _Api:
         if model is not None and model not in self._engine.served.models:
             return _refusal(RequestError("not_found", "unknown model"))
         return JSONResponse({"ready": self._engine.is_ready}, 200 if self._engine.is_ready else 503)
+
+    async def lost(self, request: Request, error: Exception) -> Response:
+        """Say that there is nothing at a path, or not for this method."""
+        client = request.client.host if request.client else ""
+        self._journal.refused(protocol="http", client=client, reason="not_found")
+        status = getattr(error, "status_code", 404)
+        return JSONResponse({"error": f"{request.method} {request.url.path[:100]} is not served; see /docs"}, status)
 
     async def metrics(self, request: Request, record: Record) -> Response:
         """What Prometheus reads."""
