@@ -32,6 +32,7 @@ OUTCOMES = {
     "invalid": (400, "INVALID_ARGUMENT"),
     "unauthorized": (401, "UNAUTHENTICATED"),
     "not_found": (404, "NOT_FOUND"),
+    "too_slow": (408, "DEADLINE_EXCEEDED"),
     "too_large": (413, "INVALID_ARGUMENT"),
     "unsupported": (415, "UNIMPLEMENTED"),
     "queue_full": (429, "RESOURCE_EXHAUSTED"),
@@ -154,7 +155,7 @@ class Served:
             "parameters": {name: {"string_value": value} for name, value in self.parameters.items()},
         }
 
-    def images(self, model: str, inputs: Sequence[tuple[str, str, Sequence[int], Any]]) -> list[bytes] | Pixels:
+    def images(self, model: str, inputs: Sequence[tuple[str, str, list[int], Any]]) -> list[bytes] | Pixels:
         """Check the input of a request and return its images.
 
         Args:
@@ -174,11 +175,12 @@ class Served:
                 "invalid", f"{model} takes one input, {IMAGES!r}; got {[name for name, *_ in inputs]}"[:300]
             )
         (_, datatype, shape, content), expected = inputs[0], metadata["shape"][1:]
-        if datatype != metadata["datatype"] or list(shape[1:]) != expected or not shape:
+        is_shape = isinstance(shape, list) and bool(shape) and all(type(extent) is int for extent in shape)
+        if datatype != metadata["datatype"] or not is_shape or shape[1:] != expected:
             wanted = f"{metadata['datatype']} of shape (N, {', '.join(map(str, expected))})"
-            raise RequestError("invalid", f"{IMAGES} must be {wanted}, got {datatype} of shape {tuple(shape)}"[:300])
+            raise RequestError("invalid", f"{IMAGES} must be {wanted}, got {datatype} of shape {shape}"[:300])
         number = shape[0]
-        if not (isinstance(number, int) and 1 <= number <= self.max_batch):
+        if not 1 <= number <= self.max_batch:
             raise RequestError("invalid", f"a request holds 1 to {self.max_batch} images, got {number}"[:300])
         if model == self.name:
             return _files(content, number)
@@ -226,7 +228,7 @@ def join(document: dict[str, Any], tensors: Sequence[bytes | memoryview]) -> tup
 
 
 def split(body: bytes | bytearray, header_length: int, kind: str) -> dict[str, Any]:
-    """Return the JSON of an HTTP body; the ``data`` of each of its ``inputs`` or ``outputs`` that is binary are its bytes.
+    """Return the JSON of an HTTP body, with the bytes of each binary tensor as its ``data``.
 
     Args:
         body: JSON, then binary tensors.
@@ -271,13 +273,21 @@ def file_of(text: str) -> bytes:
         raise ValueError("an image must be base64 or a data URI") from None
 
 
-def outputs_of(vectors: Embeddings, errors: Sequence[str]) -> list[tuple[str, str, list[int], bytes]]:
-    """Return name, type, shape and binary form of each output."""
-    encoded = pack(error.encode() for error in errors)
-    return [
+def outputs_of(
+    vectors: Embeddings, errors: Sequence[str], names: Sequence[str] = ()
+) -> list[tuple[str, str, list[int], bytes]]:
+    """Return name, type, shape and binary form of the outputs that are asked for, or of all.
+
+    Raises:
+        RequestError: there is no output of a name.
+    """
+    if unknown := set(names) - {EMBEDDING, ERROR}:
+        raise RequestError("invalid", f"there is no output {min(unknown)!r}; there are {EMBEDDING} and {ERROR}"[:300])
+    outputs = [
         (EMBEDDING, "FP32", [*vectors.shape], np.ascontiguousarray(vectors, "<f4").tobytes()),
-        (ERROR, "BYTES", [len(errors), 1], encoded),
+        (ERROR, "BYTES", [len(errors), 1], pack(error.encode() for error in errors)),
     ]
+    return [output for output in outputs if not names or output[0] in names]
 
 
 _DATATYPES = {"TYPE_STRING": "BYTES", "TYPE_UINT8": "UINT8", "TYPE_FP32": "FP32"}
