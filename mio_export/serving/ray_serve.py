@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import Bundle, broken_files, load_bundle
-from mio_export.embedding.choices import fastest
 from mio_export.embedding.ray_engine import check_versions, cluster
 from mio_export.embedding.versions import versions_here
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import limit_threads
-from mio_export.runtimes.registry import check_evidence, choose
 from mio_export.serving.options import ServeOptions
+from mio_export.serving.server import Server
 
 _NAME = "mio-export"
 _START_S = 120.0
@@ -84,7 +83,7 @@ def serve_with_ray(
     if options.grpc_port != ServeOptions.grpc_port or options.workers != 1 or replicas < 1:
         raise UsageError("--engine ray takes --replicas, 1 or more, and neither --grpc-port nor --workers")
     progress = progress or Progress()
-    bundle, choice = _checked(bundle, options, progress)
+    server = Server(bundle, options, progress=progress)  # checks all that can be checked, and listens nowhere
     with cluster(address):
         from ray import serve
 
@@ -92,27 +91,18 @@ def serve_with_ray(
         if serve.status().proxies:
             raise UsageError("this Ray cluster serves something already; end that first: serve shutdown")
         try:
-            _start(bundle, choice, options, replicas)
-            progress.line(f"serving {bundle.path} with {replicas} replicas of {choice.file} in Ray Serve")
+            _start(server.bundle, server.choice, options, replicas)
+            progress.line(f"{replicas} replicas in Ray Serve:")
+            for line in server.description().split("\n"):
+                if not line.startswith("  gRPC"):
+                    progress.line(line)
             while True:
                 time.sleep(_POLL_S)
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             _drain(options.timeout_s)
         finally:
             serve.shutdown()
-
-
-def _checked(bundle: str | Path | Bundle, options: ServeOptions, progress: Progress) -> tuple[Bundle, Choice]:
-    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-    if broken := broken_files(bundle):
-        raise GateError("\n     ".join([f"{bundle.path} is not served; it was changed", *broken]))
-    options.batch_for(bundle)
-    if options.runtime == "auto":
-        choice = fastest(bundle, precision=options.precision, device=options.device, progress=progress)
-    else:
-        choice = choose(bundle, options.runtime, precision=options.precision, device=options.device)
-    check_evidence(bundle, choice)
-    return bundle, choice
+    progress.line("server stopped; all open requests were answered")
 
 
 def _start(bundle: Bundle, choice: Choice, options: ServeOptions, replicas: int) -> None:

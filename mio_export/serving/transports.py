@@ -11,8 +11,7 @@ from mio_export.serving.protocol import HEADER_LENGTH, IMAGES, OUTCOMES, Request
 
 MOST_BYTES = 64 << 20
 """Longest answer that is read."""
-_GATEWAY = {502: "not_ready", 504: "not_ready"}
-_OUTCOMES: Mapping[Any, str] = {key: name for name, keys in reversed(OUTCOMES.items()) for key in keys} | _GATEWAY
+_OUTCOMES: Mapping[Any, str] = {key: name for name, keys in reversed(OUTCOMES.items()) for key in keys}
 Tensors = Mapping[str, tuple[str, list[int], Any]]
 """Type, shape and binary form of each output, by name."""
 
@@ -63,6 +62,8 @@ class HttpTransport:
             reason = str(json.loads(content)["error"])
         except (ValueError, TypeError, KeyError, RecursionError):
             reason = f"HTTP status {response.status}"
+            if response.status >= 500 or (method, response.status) == ("POST", 404):  # of a proxy without its server
+                raise RequestError("not_ready", reason) from None
         raise _refusal(response.status, reason, response.headers.get("Retry-After"))
 
 
