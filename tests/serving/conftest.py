@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 import urllib3
@@ -19,7 +18,7 @@ import urllib3
 from mio_export.serving.messages import SERVICE, message, message_class
 from mio_export.serving.protocol import HEADER_LENGTH, join, pack, split, unpack
 
-START = "from mio_export.cli.main import main; main()"
+COMMAND = (sys.executable, "-c", "from mio_export.cli.main import main; main()")
 START_S = 60
 
 
@@ -87,8 +86,7 @@ def serving(bundle, folder, *options, **environment):
     log, access = folder / "log", folder / "access"
     with log.open("wb") as err, access.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", START, "serve", bundle, "--runtime", "onnxruntime"]
-            + [f"--http-port={http_port}", f"--grpc-port={grpc_port}", *options],
+            [*COMMAND, "serve", bundle, f"--http-port={http_port}", f"--grpc-port={grpc_port}", *options],
             stdout=out,
             stderr=err,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
