@@ -171,6 +171,8 @@ def test_a_wrong_header_length_is_refused(url, length):
 def test_unknown_models_outputs_and_encodings_are_said(url, photo_crops):
     assert ask(url, b"{}", "/v2/models/other/infer").status == 404
     assert POOL.request("GET", f"{url}/v2/models/other").status == 404
+    assert POOL.request("GET", f"{url}/v3").json() == {"error": "GET /v3 is not served; see /docs"}
+    assert POOL.request("GET", f"{url}/v1/embeddings").status == 405
     wrong = files(jpeg(photo_crops[0])) | {"outputs": [{"name": "logits"}]}
     assert "no output 'logits'" in ask(url, wrong).json()["error"]
     assert ask(url, b"{}", **{"Content-Encoding": "gzip"}).status == 415
