@@ -286,17 +286,16 @@ def test_sigterm_under_unbroken_traffic_cuts_no_request(serve, bundle, tmp_path,
                     found[error.code().name, error.details()] += 1
 
     kinds = [(PIXELS, "encoder_pixels"), ([photo], "encoder")]
-    with serve(bundle.path, tmp_path, "--workers", str(workers)) as running:
-        with ThreadPoolExecutor(8) as pool:
-            for images, model in kinds:
-                for keep_alive in (True, False):
-                    pool.submit(over_http, images, model, keep_alive)
-                for _ in range(2):
-                    pool.submit(over_grpc, images, model)
-            time.sleep(1.5)
-            running.process.terminate()
-            status = running.process.wait(20)
-            stop.set()
+    with serve(bundle.path, tmp_path, "--workers", str(workers)) as running, ThreadPoolExecutor(8) as pool:
+        for images, model in kinds:
+            for keep_alive in (True, False):
+                pool.submit(over_http, images, model, keep_alive)
+            for _ in range(2):
+                pool.submit(over_grpc, images, model)
+        time.sleep(1.5)
+        running.process.terminate()
+        status = running.process.wait(20)
+        stop.set()
     assert found.pop("refused") == 8
     assert set(found) == {("http", 200), "grpc"}, found
     assert status == 0, running.log.read_text()
@@ -385,8 +384,10 @@ def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext".split()
-        + ["subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", cert],  # noqa: RUF005
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", cert),
+        ],
         check=True,
         capture_output=True,
     )
