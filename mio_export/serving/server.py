@@ -169,7 +169,7 @@ class Server:
                 [sys.executable, "-I", "-c", _START, json.dumps(search_path())],
                 stdin=subprocess.PIPE,
                 pass_fds=(self._listener.fileno(), write),
-                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._folder},
+                env={"GRPC_VERBOSITY": "NONE", **os.environ, "PROMETHEUS_MULTIPROC_DIR": self._folder},
                 start_new_session=True,  # Ctrl-C is for this process, which then ends that one in order
             )
         finally:
