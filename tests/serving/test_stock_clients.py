@@ -56,33 +56,39 @@ def embedded(bundle, folder, tmp_path_factory):
     return {decode: run(decode) for decode in ("full", "scaled")}
 
 
-@pytest.fixture(scope="module", params=["full", "scaled"])
-def decode(request):
+@pytest.fixture(scope="module", params=["full", "scaled", pytest.param("ray", marks=pytest.mark.slow)])
+def kind(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def running(decode, server, serve, bundle, tmp_path_factory):
-    """A server of each decode mode."""
-    if decode == "full":
-        yield server
-    else:
-        with serve(bundle.path, tmp_path_factory.mktemp("scaled"), "--decode=scaled") as scaled:
-            yield scaled
+def decode(kind):
+    return "scaled" if kind == "scaled" else "full"
+
+
+@pytest.fixture(scope="module")
+def running(kind, request, serve, bundle, tmp_path_factory):
+    """A server of each kind."""
+    if kind == "full":
+        yield request.getfixturevalue("server")
+        return
+    options = ["--decode=scaled"] if kind == "scaled" else ["--engine=ray", "--replicas=2", "--grpc-port=8001"]
+    with serve(bundle.path, tmp_path_factory.mktemp(kind), *options) as started:
+        yield started
 
 
 @needs_stock
-def test_tritonclient_gets_what_mio_embed_writes(running, decode, bundle, files, embedded, tmp_path):
+def test_tritonclient_gets_what_mio_embed_writes(running, kind, decode, bundle, files, embedded, tmp_path):
     scaled = decode == "scaled"
     pixels = np.stack([bundle.manifest.preprocess.decode(file, scaled=scaled) for file in files])
     content = np.frombuffer(b"".join(files), np.uint8)
     np.savez(tmp_path / "images.npz", content=content, sizes=[len(file) for file in files], pixels=pixels)
-    places = [f"127.0.0.1:{port}" for port in (running.http_port, running.grpc_port)]
+    places = [f"127.0.0.1:{running.http_port}", "-" if kind == "ray" else f"127.0.0.1:{running.grpc_port}"]
     command = [STOCK_PYTHON, STOCK_CLIENT, *places, "encoder", tmp_path / "images.npz", tmp_path / "answers.npz"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "answers.npz") as answers:
-        assert len(answers.files) == 11
+        assert len(answers.files) == (5 if kind == "ray" else 11)
         for name in answers.files:
             assert_same(answers[name], embedded[decode], name)
     with pytest.raises(AssertionError):
