@@ -371,7 +371,7 @@ def test_a_taken_port_is_refused_by_its_option(bundle, server, mio):
         ({"max_batch": 33}, "max_batch must be 1 to 32"),
         ({"host": "no.such.host.invalid"}, "--host"),
         ({"runtime": "torch"}, "no proved artifact"),
-        ({"tls_cert": "/nowhere", "tls_key": "/nowhere"}, "are no pair"),
+        ({"tls_cert": "/nowhere", "tls_key": "/nowhere"}, "no certificate and its key"),
     ],
 )
 def test_options_that_this_bundle_or_machine_does_not_allow_are_refused(bundle, options, message):
