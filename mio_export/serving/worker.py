@@ -41,12 +41,13 @@ def main() -> None:
     settings = json.loads(sys.stdin.buffer.readline())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(_MOST_FILES, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    with suppress(OSError, ValueError):  # macOS allows less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
     try:
         uvloop.run(_Worker(settings).run())
     except (MioError, RuntimeError) as error:  # gRPC's, where it cannot listen
         _tell(settings, failed=type(error).__name__, text=str(error))
-        sys.exit(1)
+        os._exit(1)  # a thread may wait for ever
 
 
 def _tell(settings: dict[str, Any], **state: Any) -> None:

@@ -1,6 +1,8 @@
 """What a server does when it starts, is attacked, loses a process, and ends."""
 
+import base64
 import io
+import json
 import os
 import shutil
 import signal
@@ -169,11 +171,15 @@ def sent(connection, data):
         return
 
 
-def test_half_closed_connections_are_answered(server):
+def test_half_closed_connections_are_answered(server, photo):
+    uri = f"data:image/jpeg;base64,{base64.b64encode(photo).decode()}"
+    body = json.dumps({"model": "encoder", "input": [uri] * 20}).encode()
     with server.connect() as connection:
-        connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         connection.shutdown(socket.SHUT_WR)
-        assert answered(connection).startswith(b"HTTP/1.1 200 ")
+        answer = answered(connection)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.count(b'"index"') == 20
     with server.connect() as connection:
         connection.sendall(b"POST /v2/models/encoder/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
         connection.shutdown(socket.SHUT_WR)
@@ -371,7 +377,7 @@ def test_a_taken_port_is_refused_by_its_option(bundle, server, mio):
         ({"max_batch": 33}, "max_batch must be 1 to 32"),
         ({"host": "no.such.host.invalid"}, "--host"),
         ({"runtime": "torch"}, "no proved artifact"),
-        ({"tls_cert": "/nowhere", "tls_key": "/nowhere"}, "are no pair"),
+        ({"tls_cert": "/nowhere", "tls_key": "/nowhere"}, "no certificate and its key"),
     ],
 )
 def test_options_that_this_bundle_or_machine_does_not_allow_are_refused(bundle, options, message):
