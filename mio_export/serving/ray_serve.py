@@ -4,11 +4,13 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import Bundle, broken_files, load_bundle
-from mio_export.embedding.ray_engine import check_versions, cluster
+from mio_export.embedding.ray_engine import check_versions, cluster, engine_of
 from mio_export.embedding.versions import versions_here
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
 from mio_export.progress import Progress
@@ -78,10 +80,12 @@ def serve_with_ray(
     Raises:
         UsageError: an option does not go with Ray, the port is taken, or the cluster serves something already.
         GateError: the bundle was changed.
+        MissingBackendError: Ray is not installed.
         MioError: the cluster cannot be joined, no replica starts, or not all open requests were answered in time.
     """
     if options.grpc_port != ServeOptions.grpc_port or options.workers != 1 or replicas < 1:
         raise UsageError("--engine ray takes --replicas, 1 or more, and neither --grpc-port nor --workers")
+    engine_of("ray", address=address, cache=None)  # it may not be installed
     progress = progress or Progress()
     server = Server(bundle, options, progress=progress)  # checks all that can be checked, and listens nowhere
     try:
@@ -107,7 +111,8 @@ def serve_with_ray(
         except (Interrupted, KeyboardInterrupt):
             _drain(options.timeout_s)
         finally:
-            serve.shutdown()
+            with redirect_stdout(StringIO()):  # Ray prints there that the controller it ends has ended
+                serve.shutdown()
     progress.line("server stopped; all open requests were answered")
 
 
@@ -140,8 +145,9 @@ def _start(bundle: Bundle, choice: Choice, options: ServeOptions, replicas: int)
     end = time.monotonic() + _START_S
     while (state := serve.status().applications[_NAME]).status != "RUNNING":
         if state.status == "DEPLOY_FAILED" or time.monotonic() > end:
-            reason = next((d.message for d in state.deployments.values() if d.message), state.message)
-            raise MioError(f"Ray Serve does not start ({state.status}): {' '.join(reason.split())[-300:]}")
+            said = next((d.message for d in state.deployments.values() if d.message), state.message)
+            reason = (said.strip().splitlines() or [state.status.value])[-1]
+            raise MioError(f"Ray Serve does not start: {reason[-300:].removeprefix('mio_export.errors.')}")
         time.sleep(_POLL_S)
 
 

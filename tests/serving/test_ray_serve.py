@@ -136,6 +136,24 @@ def test_a_changed_bundle_is_refused(bundle, tmp_path, mio):
 
 
 @pytest.mark.slow
+def test_a_machine_with_other_versions_starts_no_replica(bundle, ray_folder):
+    code = f"""
+from mio_export.serving import ServeOptions, ray_serve
+real = ray_serve.versions_here
+ray_serve.versions_here = lambda runtime: {{**real(runtime), "pillow": "1.0"}}
+try:
+    ray_serve.serve_with_ray({str(bundle.path)!r}, ServeOptions(runtime="onnxruntime", http_port=18998))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "RAY_TMPDIR": ray_folder}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert done.stdout.startswith("MioError Ray Serve does not start: SpaceError: a worker on "), done.stderr
+    assert done.stdout.endswith("(here 1.0); install the same on all of them\n")
+
+
+@pytest.mark.slow
 def test_a_cluster_that_serves_already_is_left_alone(ray_server, ray_folder, bundle):
     command = [*COMMAND, "serve", bundle.path, "--runtime=onnxruntime", "--engine=ray", "--address=auto"]
     done = subprocess.run(
