@@ -89,7 +89,8 @@ def serve_with_ray(
     progress = progress or Progress()
     server = Server(bundle, options, progress=progress)  # checks all that can be checked, and listens nowhere
     try:
-        socket.create_server((options.host, options.http_port)).close()
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        socket.create_server((options.host, options.http_port), family=family).close()
     except OSError as error:
         raise UsageError(
             f"cannot listen at {options.host} port {options.http_port}: {error.strerror}; choose another --http-port"
@@ -106,9 +107,7 @@ def serve_with_ray(
             for line in server.description().split("\n"):
                 if not line.startswith("  gRPC"):
                     progress.line(line)
-            while True:
-                time.sleep(_POLL_S)
-        except (Interrupted, KeyboardInterrupt):
+            _wait()
             _drain(options.timeout_s)
         finally:
             with redirect_stdout(StringIO()):  # Ray prints there that the controller it ends has ended
@@ -126,12 +125,15 @@ def _start(bundle: Bundle, choice: Choice, options: ServeOptions, replicas: int)
     longest_s = options.timeout_s + options.max_wait_s
     serve.start(http_options={**place, **tls, "request_timeout_s": longest_s, "keep_alive_timeout_s": 75})
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    share: dict[str, Any] = {"num_cpus": max(1, min(max(cpus), sum(cpus) // replicas))}
+    # the most for each that so many of them fit
+    share = next((most for most in range(max(cpus), 0, -1) if sum(num // most for num in cpus) >= replicas), None)
+    if share is None:
+        raise UsageError(f"--replicas must be at most {sum(cpus)}, the processors of the Ray cluster; got {replicas}")
     deployment = serve.deployment(
         serve.ingress()(_Replica),
         name=_NAME,
         num_replicas=replicas,
-        ray_actor_options=share if choice.device == "cpu" else {**share, "num_gpus": 1},
+        ray_actor_options={"num_cpus": share, "num_gpus": int(choice.device != "cpu")},
         max_ongoing_requests=options.max_queue,
         max_queued_requests=options.max_queue,
         max_constructor_retry_count=1,
@@ -149,6 +151,14 @@ def _start(bundle: Bundle, choice: Choice, options: ServeOptions, replicas: int)
             reason = (said.strip().splitlines() or [state.status.value])[-1]
             raise MioError(f"Ray Serve does not start: {reason[-300:].removeprefix('mio_export.errors.')}")
         time.sleep(_POLL_S)
+
+
+def _wait() -> None:
+    try:
+        while True:
+            time.sleep(_POLL_S)
+    except (Interrupted, KeyboardInterrupt):
+        return
 
 
 def _drain(timeout_s: float) -> None:

@@ -125,6 +125,20 @@ def test_what_does_not_go_with_ray_is_refused_before_ray_starts(server, bundle, 
     assert (result.code, message in result.err) == (status, True), result.err
 
 
+@pytest.mark.slow
+def test_more_replicas_than_processors_are_refused(bundle, ray_folder):
+    command = [*COMMAND, "serve", bundle.path, "--runtime=onnxruntime", "--engine=ray", "--http-port=18998"]
+    done = subprocess.run(
+        [*command, "--replicas=10000"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "RAY_TMPDIR": ray_folder},
+    )
+    assert (done.returncode, "replicas must be at most" in done.stderr) == (2, True), done.stderr
+
+
 def test_a_changed_bundle_is_refused(bundle, tmp_path, mio):
     path = shutil.copytree(bundle.path, tmp_path / "encoder.mio")
     with (path / "encoder.onnx").open("r+b") as file:
