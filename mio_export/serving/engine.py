@@ -162,7 +162,7 @@ class Engine:
 
     def _judge(self, vectors: Embeddings, errors: list[str]) -> None:
         """Count what became of each image; one whose embedding is not finite has failed."""
-        is_finite = np.isfinite(vectors).all(axis=1).tolist()
+        is_finite = np.atleast_1d(np.isfinite(vectors).all(axis=1))
         counts = self._journal.images
         for index, error in enumerate(errors):
             if error:

@@ -54,7 +54,7 @@ class Journal:
     """
 
     def __init__(self, *, access_log: bool) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = own = CollectorRegistry()
         self._requests = Counter("mio_requests", "Requests", ("model", "protocol", "outcome"), registry=own)
         self._seconds = Histogram("mio_request_seconds", "Time to answer", ("model",), registry=own, buckets=_SECONDS)
