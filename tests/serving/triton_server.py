@@ -1,4 +1,4 @@
-"""A real Triton on a repository: the program that nvidia-pytriton holds, in the environment that `make` builds for it."""
+"""A real Triton on a repository: the one that nvidia-pytriton holds, from the environment that `make` builds for it."""
 
 import os
 import shutil
@@ -75,8 +75,8 @@ def running(repository, folder, *models):
     try:
         deadline = time.monotonic() + START_S
         while not server.is_ready():
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            assert process.poll() is None, log.read_text()[-20_000:]
+            assert time.monotonic() < deadline, log.read_text()[-20_000:]
             time.sleep(0.1)
         yield server
     finally:

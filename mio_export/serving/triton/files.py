@@ -15,14 +15,8 @@ from mio_export.sidecar import sidecar_path
 
 CONTRACT = ("__init__", "claims", "errors", "formats", "limits", "memory", "orientation", "png", "preprocess", "schema")
 """What ``mio_export.decoding`` needs of this package, shipped byte for byte."""
-_FILES = {"onnxruntime": "model.onnx", "pytorch": "model.pt", "tensorrt": "model.plan", "python": "model.py"}
-"""What each backend loads."""
-_LEVELS = {"all": 0, "extended": 1, "basic": -1, "disabled": 2}
-"""Triton's numbers for ONNX Runtime's levels of graph optimisation."""
-_TF32_OFF = 'gpu_execution_accelerator { name: "cuda" parameters { key: "use_tf32" value: "0" } }'
-"""TF32 keeps 10 bits of mantissa; the artifact was proved without it."""
-_PACKAGES = ("pillow", "pillow-heif", "onnxruntime")
-"""What the container is built with, if it is needed."""
+_LOADS = {"onnxruntime": "model.onnx", "pytorch": "model.pt", "tensorrt": "model.plan", "python": "model.py"}
+"""The file that each backend loads."""
 _HERE = Path(__file__).parent
 _PACKAGE = _HERE.parents[1]
 
@@ -33,15 +27,48 @@ def write_files(folder: Path, plan: Plan) -> None:
     Raises:
         GateError: the artifact is another than it was when it was checked.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     values = _values(plan)
-    for template in sorted((_HERE / "templates" / "files").iterdir()):
-        needed = {"build_engine.sh": plan.builds_engine, "compose.override.yaml": values["kind"] == "KIND_GPU"}
-        if needed.get(template.name, True):
-            (folder / template.name).write_text(_filled(template, values), encoding="utf-8")
-    for template in sorted((_HERE / "templates" / "models").iterdir()):
-        _write_model(folder / "models", _filled(template, values), plan)
+    for name in environment.list_templates():
+        text = environment.get_template(name).render(values)
+        if name.startswith("models/"):
+            _write_model(folder / "models", text, plan)
+        elif name != "files/build_engine.sh" or plan.builds_engine:
+            (folder / Path(name).name).write_text(text, encoding="utf-8")
     _write_contract(folder / "models" / f"{plan.served.name}_decode", plan)
     _write_artifact(folder, plan)
+
+
+def _values(plan: Plan) -> dict[str, object]:
+    served, versions = plan.served, json.loads(plan.served.parameters["versions"])
+    is_numbered = plan.backend == "pytorch"  # TorchScript keeps no names
+    return {
+        "name": served.name,
+        "release": RELEASE,
+        "backend": plan.backend,
+        "device": served.parameters["device"],
+        "decode": served.parameters["decode"],
+        "artifact": plan.artifact,
+        "builds_engine": plan.builds_engine,
+        "graph_level": plan.artifact.options.get("graph_optimization_level", "all"),
+        "loads": _LOADS[plan.backend],
+        "source": "INPUT__0" if is_numbered else "images",
+        "target": "OUTPUT__0" if is_numbered else "embeddings",
+        "shape": served.image_shape,
+        "dim": served.embedding_dim,
+        "max_batch": served.max_batch,
+        "max_body_bytes": ServeOptions().body_bytes_for(plan.bundle),
+        "packages": [f"{n}=={versions[n]}" for n in ("pillow", "pillow-heif", "onnxruntime") if n in versions],
+        "parameters": served.parameters,
+    }
 
 
 def _write_model(folder: Path, text: str, plan: Plan) -> None:
@@ -74,7 +101,7 @@ def _write_contract(decode: Path, plan: Plan) -> None:
 
 
 def _write_artifact(folder: Path, plan: Plan) -> None:
-    artifact, target = plan.artifact, folder / "models" / f"{plan.served.name}_encode" / "1" / _FILES[plan.backend]
+    artifact, target = plan.artifact, folder / "models" / f"{plan.served.name}_encode" / "1" / _LOADS[plan.backend]
     if plan.backend == "python":
         target = target.with_name("model.onnx")
     if plan.builds_engine:
@@ -86,47 +113,6 @@ def _write_artifact(folder: Path, plan: Plan) -> None:
         shutil.copyfile(plan.bundle.path / name, copy)
         if sha256_file(copy) != sha256:
             raise GateError(f"{name} changed while it was copied; nothing is deployed")
-
-
-def _values(plan: Plan) -> dict[str, object]:
-    """Return what stands in templates between two @."""
-    served, level = plan.served, plan.artifact.options.get("graph_optimization_level", "all")
-    on_gpu, versions = served.parameters["device"] == "cuda", json.loads(served.parameters["versions"])
-    options = {
-        "onnxruntime": f"""optimization {{
-            graph {{ level: {_LEVELS[level]} }} execution_accelerators {{ {_TF32_OFF if on_gpu else ""} }}
-        }}""",
-        "python": f'parameters {{ key: "graph_optimization_level" value {{ string_value: "{level}" }} }}',
-        "pytorch": 'platform: "pytorch_libtorch"',
-    }
-    # TorchScript keeps no names: Triton's PyTorch backend counts inputs and outputs
-    source, target = ("INPUT__0", "OUTPUT__0") if plan.backend == "pytorch" else ("images", "embeddings")
-    return {
-        "name": served.name,
-        "release": RELEASE,
-        "backend": plan.backend,
-        "backend_options": options.get(plan.backend, ""),
-        "loads": _FILES[plan.backend],
-        "source": source,
-        "target": target,
-        "kind": "KIND_GPU" if on_gpu else "KIND_CPU",
-        "decode": served.parameters["decode"],
-        "shape": ", ".join(map(str, served.image_shape)),
-        "extents": "x".join(map(str, served.image_shape)),
-        "dim": served.embedding_dim,
-        "max_batch": served.max_batch,
-        "usual_batch": min(32, served.max_batch),
-        "max_body_bytes": ServeOptions().body_bytes_for(plan.bundle),
-        "packages": " ".join(f"{name}=={versions[name]}" for name in _PACKAGES if name in versions),
-        "parameters": "\n".join(f"| `{name}` | `{value}` |" for name, value in served.parameters.items()),
-    }
-
-
-def _filled(template: Path, values: dict[str, object]) -> str:
-    text = template.read_text(encoding="utf-8")
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", str(value))
-    return text
 
 
 __all__ = ["CONTRACT", "write_files"]

@@ -43,7 +43,7 @@ def settle(bundle: Bundle, *, backend: str, precision: str, device: str, decode:
     choices = (("backend", backend, [*_FORMATS]), ("device", device, ["auto", "cpu", "cuda"]))
     for name, value, allowed in (*choices, ("decode", decode, ["full", "scaled"])):
         if value not in allowed:
-            raise UsageError(f"{name} must be {', '.join(allowed)}; got {value!r}")
+            raise UsageError(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}; got {value!r}")
     rows, formats = bundle.manifest.artifacts, _FORMATS[backend]
     proved = [a for a in rows if (a.precision, a.parity.verdict) == (precision, "proved") and a.format in formats]
     if not proved:

@@ -79,6 +79,8 @@ def write_repository(
     with staged_folder(out) as folder:
         write_files(folder, plan)
         (folder / _MARK).write_text(json.dumps({**asdict(done), "path": None}, indent=2) + "\n", encoding="utf-8")
+        for path in folder.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # the container runs as another user
         if out.exists() and not overwrite and _hashes(folder) != _hashes(out):
             raise UsageError(f"{out} exists and is another repository; choose another -o, or add --overwrite")
     return done
