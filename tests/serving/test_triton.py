@@ -1,8 +1,10 @@
 import hashlib
 import http.client
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -590,3 +592,14 @@ def test_a_server_with_other_versions_does_not_start(stock_python, repositories,
     refused = pytest.raises(AssertionError, match=r"needed: pip install pillow==1\.1\.7")
     with refused, triton_server.running(repository, tmp_path):
         pass
+
+
+def test_a_server_whose_model_has_died_ends_and_does_not_go_on_saying_that_it_is_ready(
+    stock_python, repositories, tmp_path
+):
+    with triton_server.running(repositories["python"].path, tmp_path) as running:
+        time.sleep(1.5)  # start.sh looks every second
+        os.kill(running.models()[0], signal.SIGKILL)
+        assert running.process.wait(10) == 1
+        assert "1 of 4 Python models died; the server is ended" in running.log.read_text()
+        assert not running.is_ready()

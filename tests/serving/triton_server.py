@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,15 @@ class Triton:
             return urllib.request.urlopen(url, timeout=2).status == 200
         except OSError:
             return False
+
+    def models(self):
+        """Process ids of its Python models."""
+        stub, found = str(self.log.parent / "backends/python/triton_python_backend_stub").encode(), []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it has ended
+                if path.read_bytes().startswith(stub):
+                    found.append(int(path.parent.name))
+        return found
 
 
 @contextmanager
