@@ -84,6 +84,12 @@ def serve_with_ray(
         raise UsageError("--engine ray takes --replicas, 1 or more, and neither --grpc-port nor --workers")
     progress = progress or Progress()
     server = Server(bundle, options, progress=progress)  # checks all that can be checked, and listens nowhere
+    try:
+        socket.create_server((options.host, options.http_port)).close()
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen at {options.host} port {options.http_port}: {error.strerror}; choose another --http-port"
+        ) from None
     with cluster(address):
         from ray import serve
 
@@ -111,10 +117,6 @@ def _start(bundle: Bundle, choice: Choice, options: ServeOptions, replicas: int)
     from ray import serve
 
     place = {"host": options.host, "port": options.http_port}
-    try:
-        socket.create_server((options.host, options.http_port)).close()
-    except OSError as error:
-        raise UsageError(f"cannot listen at {place} ({error.strerror}); choose another --http-port") from None
     tls = {"ssl_certfile": options.tls_cert, "ssl_keyfile": options.tls_key}
     longest_s = options.timeout_s + options.max_wait_s
     serve.start(http_options={**place, **tls, "request_timeout_s": longest_s, "keep_alive_timeout_s": 75})
