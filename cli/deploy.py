@@ -91,11 +91,11 @@ def container(
         overwrite=overwrite,
     )
     if as_json:
-        print_json({"path": done.path, **done.settings})
+        print_json({"path": out, **done})
         return
-    served = "{artifact} ({runtime} {precision} on {device})".format(**done.settings)
-    echo(f"{done.path}: {served}; build it, start it and test it as {done.path / 'README.md'} says")
-    if image and not done.settings["measured"]:
+    served = "{artifact} ({runtime} {precision} on {device})".format(**done)
+    echo(f"{out}: {served}; build it, start it and test it as {out / 'README.md'} says")
+    if image and not done["measured"]:
         echo("the artifact does not run here, so requests and limits are guesses: see the README")
 
 

@@ -1,23 +1,23 @@
 """A folder that builds a container of ``mio serve`` with a bundle inside, for compose and for KServe."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mio_export.bundle import MANIFEST, PAGE, SIGNATURE, Bundle, broken_files, load_bundle, named_files
+from mio_export.bundle import Bundle, copy_bundle, load_bundle
 from mio_export.embedding.versions import distribution_of
-from mio_export.errors import GateError, MissingBackendError, UsageError
+from mio_export.errors import MissingBackendError, UsageError
 from mio_export.files import same_files, staged_folder
-from mio_export.runtimes import BACKENDS, Choice, choose
-from mio_export.runtimes.registry import backend_of, check_evidence
-from mio_export.serving.footprint import footprint, resources
+from mio_export.footprint import footprint
+from mio_export.runtimes import BACKENDS, Choice, choose_elsewhere
+from mio_export.serving.options import ServeOptions
 from mio_export.serving.protocol import model_name
 
 _SETTINGS = "container.json"
@@ -30,14 +30,6 @@ _TORCH = {"onnxruntime": "", "openvino": "", "torch": "lightly safetensors torch
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._:/@-]{0,254}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Container:
-    """A folder that was written, and what ``container.json`` says of it."""
-
-    path: Path
-    settings: Mapping[str, Any]
-
-
 def write_container(
     bundle: Bundle | str | Path,
     out: str | Path,
@@ -48,7 +40,7 @@ def write_container(
     decode: str = "full",
     kserve_image: str | None = None,
     overwrite: bool = False,
-) -> Container:
+) -> dict[str, Any]:
     """Write a bundle, a Dockerfile and a compose file of ``mio serve``; the same call writes the same bytes.
 
     Args:
@@ -62,6 +54,9 @@ def write_container(
             measured here, and kept until a call with ``overwrite``.
         overwrite: replace a folder of ours that differs.
 
+    Returns:
+        What ``container.json`` says: JSON-ready values, by name.
+
     Raises:
         UsageError: a value is not allowed, the bundle holds no such artifact, or ``out`` exists and differs.
         GateError: a file is not what was proved, or the artifact was not proved on the device; nothing is written.
@@ -69,16 +64,14 @@ def write_container(
     """
     bundle, out = bundle if isinstance(bundle, Bundle) else load_bundle(bundle), Path(out)
     name = model_name(bundle.path.resolve().name.removesuffix(".mio"))
-    if device not in ("auto", "cpu", "cuda") or decode not in ("full", "scaled"):
-        raise UsageError(f"device must be auto, cpu or cuda, and decode full or scaled; got {device!r} and {decode!r}")
+    if decode not in ("full", "scaled"):
+        raise UsageError(f"decode must be full or scaled, got {decode!r}")
     if kserve_image is not None and not _IMAGE.fullmatch(kserve_image):
         raise UsageError(f"--image must be the name of an image, REGISTRY/NAME:TAG; got {kserve_image!r}")
     is_there = out.is_file() or (out.is_dir() and any(out.iterdir()))
     if is_there and not (out / _SETTINGS).is_file():
         raise UsageError(f"{out} exists and is no folder of mio deploy container; choose another -o")
-    if broken := broken_files(bundle):
-        raise GateError("\n     ".join([f"{bundle.path} is not what was proved; nothing is deployed", *broken]))
-    choice = _settled(bundle, runtime, precision, device)
+    choice = choose_elsewhere(bundle, runtime, precision=precision, device=device)
     settings: dict[str, Any] = {
         "name": name,
         "space": bundle.manifest.space,
@@ -87,13 +80,13 @@ def write_container(
         **{"mio_export": version("mio-export"), "requirements": _requirements(bundle, choice)},
         "needs_torch": choice.runtime not in ("onnxruntime", "openvino"),
         "kserve_image": kserve_image,
-        "service": re.sub(r"[^a-z0-9]+", "-", f"mio-{name.lower()}")[:40].strip("-"),
+        "service": re.sub(r"[^a-z0-9]+", "-", f"mio-{name.lower()}")[:40].strip("-"),  # a DNS label
     }
     if kserve_image is not None:
-        before = json.loads((out / _SETTINGS).read_text()) if is_there and not overwrite else {}
-        is_same = {**before, **settings} == before
-        measured = before["measured"] if is_same else _measured(bundle, choice)
-        settings |= {"measured": measured, "resources": resources(bundle, measured)}
+        measured = _measured_before(out, settings) if not overwrite else None
+        with suppress(MissingBackendError):  # then the README says so
+            measured = measured or footprint(bundle, choice)
+        settings |= {"measured": measured, "resources": _resources(bundle, measured)}
     with staged_folder(out) as folder:
         _write(folder, bundle, settings)
         for wheel in out.glob("*.whl"):  # of mio-export, which the user has laid there
@@ -102,18 +95,7 @@ def write_container(
             path.chmod(0o755 if path.is_dir() else 0o644)  # the container runs as another user
         if is_there and not overwrite and not same_files(folder, out):
             raise UsageError(f"{out} exists and is another container; choose another -o, or add --overwrite")
-    return Container(path=out, settings=settings)
-
-
-def _settled(bundle: Bundle, runtime: str, precision: str, device: str) -> Choice:
-    """Choose the artifact, and a device that it was proved on, whether or not that is here."""
-    choice = choose(bundle, runtime, precision=precision)
-    rows = [a for a in bundle.manifest.artifacts if (a.file, backend_of(a.format)) == (choice.file, choice.runtime)]
-    if device == "auto":
-        device = "cuda" if any("cuda" in row.parity.devices for row in rows) else "cpu"
-    choice = replace(choice, device=device)
-    check_evidence(bundle, choice)
-    return choice
+    return settings
 
 
 def _requirements(bundle: Bundle, choice: Choice) -> list[str]:
@@ -132,23 +114,30 @@ def _requirements(bundle: Bundle, choice: Choice) -> list[str]:
     return [f"{name}=={pin}" for name, pin in pins.items()]
 
 
-def _measured(bundle: Bundle, choice: Choice) -> dict[str, Any] | None:
+def _measured_before(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the folder says was measured, if it is of the same artifact and is run in the same way."""
     try:
-        return footprint(bundle, choice)
-    except MissingBackendError:
+        before = json.loads((out / _SETTINGS).read_text(encoding="utf-8"))
+        return before["measured"] if {**before, **settings} == before else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _resources(bundle: Bundle, measured: dict[str, Any] | None) -> dict[str, str]:
+    """Return what Kubernetes is told, as the README explains it; guesses, if nothing was measured."""
+    options = ServeOptions()
+    threads, peak_mib = (measured["num_threads"], measured["peak_mib"]) if measured else (2, 2048)
+    request = peak_mib + 128 * threads + options.max_queue * math.prod(bundle.manifest.preprocess.shape) / 2**20
+    largest = 512 + 40 * (options.limits_for(bundle).max_pixels or 0) / 2**20  # as a decoding process limits itself
+    limit = request + 8 * options.body_bytes_for(bundle) / 2**20 + largest
+    memory = {name: f"{256 * math.ceil(mib / 256)}Mi" for name, mib in (("request", request), ("limit", limit))}
+    return {"cpu": str(threads), **memory}
 
 
 def _write(folder: Path, bundle: Bundle, settings: Mapping[str, Any]) -> None:
     from jinja2 import Environment, StrictUndefined
 
-    inside = folder / f"{settings['name']}.mio"
-    for file in [MANIFEST, *dict(named_files(bundle.manifest)), PAGE, SIGNATURE]:
-        if file not in (PAGE, SIGNATURE) or bundle.file(file).is_file():
-            (inside / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.file(file), inside / file)
-    if broken := broken_files(load_bundle(inside)):
-        raise GateError("\n     ".join([f"{bundle.path} was changed meanwhile; nothing is deployed", *broken]))
+    copy_bundle(bundle, folder / f"{settings['name']}.mio")
     environment = Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined
     )
@@ -160,4 +149,4 @@ def _write(folder: Path, bundle: Bundle, settings: Mapping[str, Any]) -> None:
     (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["Container", "write_container"]
+__all__ = ["write_container"]
