@@ -129,12 +129,14 @@ class Engine:
         self._hold(number)
         self.num_open += 1
         try:
-            decoded = images if isinstance(images, np.ndarray) else await self._decoded(images, deadline)
-            errors = [item if isinstance(item, str) else "" for item in decoded]
-            vectors = np.full((number, self.served.embedding_dim), np.nan, np.float32)
-            if pixels := [item for item in decoded if not isinstance(item, str)]:
-                good = np.array([not error for error in errors])
-                vectors[good] = await self._embedded(np.stack(pixels), deadline)
+            if isinstance(images, np.ndarray):
+                errors, vectors = [""] * number, await self._embedded(images, deadline)
+            else:
+                decoded = await self._decoded(images, deadline)
+                errors = [item if isinstance(item, str) else "" for item in decoded]
+                vectors = np.full((number, self.served.embedding_dim), np.nan, np.float32)
+                if pixels := [item for item in decoded if not isinstance(item, str)]:
+                    vectors[[not error for error in errors]] = await self._embedded(np.stack(pixels), deadline)
             self._judge(vectors, errors)
             self._rate.finish(number)
             return vectors, errors
@@ -160,7 +162,7 @@ class Engine:
 
     def _judge(self, vectors: Embeddings, errors: list[str]) -> None:
         """Count what became of each image; one whose embedding is not finite has failed."""
-        is_finite = np.isfinite(vectors).all(axis=1).tolist()
+        is_finite = np.atleast_1d(np.isfinite(vectors).all(axis=1))
         counts = self._journal.images
         for index, error in enumerate(errors):
             if error:

@@ -67,7 +67,8 @@ def http_app(engine: Engine, options: ServeOptions, journal: Journal) -> ASGIApp
             Route(f"{model}/config", api.guarded(api.config)),
             Route(f"{model}/infer", api.guarded(api.infer), methods=["POST"]),
         ]
-    return _closing(Starlette(routes=routes), engine)
+    lost = {status: api.lost for status in (404, 405)}
+    return _closing(Starlette(routes=routes, exception_handlers=lost), engine)
 
 
 class _Api:
@@ -82,20 +83,20 @@ class _Api:
         """Wrap what answers a request: the key is asked for, every end is written down, and no error leaves it."""
 
         async def answer(request: Request) -> Response:
-            client = request.client.host if request.client else ""
+            client, path = request.client.host if request.client else "", request.scope["path"]
+            model = self._known(request.path_params.get("model", ""))
             try:
-                with self._journal.request(protocol="http", model=request.url.path, client=client) as record:
-                    record.model = self._known(request.path_params.get("model", ""))
+                with self._journal.request(protocol="http", model=model, client=client) as record:
                     if not self._options.admits(request.headers.get("authorization")):
                         raise RequestError("unauthorized", "send the server's key as 'Authorization: Bearer KEY'")
                     return await work(request, record)
             except ClientDisconnect:
                 return Response(status_code=499)
             except RequestError as error:
-                return _refusal(error, openai=request.url.path.startswith("/v1/"))
+                return _refusal(error, openai=path.startswith("/v1/"))
             except Exception:  # noqa: BLE001 - nobody outside may see it
                 traceback.print_exc(file=sys.stderr)
-                return _refusal(RequestError("failed", "the server failed"), openai=request.url.path.startswith("/v1/"))
+                return _refusal(RequestError("failed", "the server failed"), openai=path.startswith("/v1/"))
 
         return answer
 
@@ -105,6 +106,15 @@ class _Api:
         if model is not None and model not in self._engine.served.models:
             return _refusal(RequestError("not_found", "unknown model"))
         return JSONResponse({"ready": self._engine.is_ready}, 200 if self._engine.is_ready else 503)
+
+    async def lost(self, request: Request, error: Exception) -> Response:
+        """Say that there is nothing at a path, or not for this method."""
+        client = request.client.host if request.client else ""
+        self._journal.refused(protocol="http", client=client, reason="not_found")
+        status = getattr(error, "status_code", 404)
+        return JSONResponse(
+            {"error": f"{request.method} {request.scope['path'][:100]} is not served; see /docs"}, status
+        )
 
     async def metrics(self, request: Request, record: Record) -> Response:
         """What Prometheus reads."""
@@ -181,7 +191,11 @@ class _Api:
             items = [asked["input"]] if isinstance(asked.get("input"), str) else asked.get("input")
             if not isinstance(items, list) or not 1 <= len(items) <= _MOST_INPUTS:
                 raise RequestError("invalid", f"input must be a string or a list of 1 to {_MOST_INPUTS} strings")
-            images = [await self._file(index, item) for index, item in enumerate(items)]
+            try:
+                async with asyncio.timeout(self._options.timeout_s):
+                    images = [await self._file(index, item) for index, item in enumerate(items)]
+            except TimeoutError:
+                raise RequestError("too_slow", "the images could not be fetched in time") from None
             rows: list[Embeddings] = []
             for start in range(0, len(images), served.max_batch):
                 part = images[start : start + served.max_batch]

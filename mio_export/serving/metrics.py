@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from mio_export.serving.protocol import RequestError
@@ -47,6 +54,7 @@ class Journal:
     """
 
     def __init__(self, *, access_log: bool) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = own = CollectorRegistry()
         self._requests = Counter("mio_requests", "Requests", ("model", "protocol", "outcome"), registry=own)
         self._seconds = Histogram("mio_request_seconds", "Time to answer", ("model",), registry=own, buckets=_SECONDS)

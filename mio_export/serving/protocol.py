@@ -155,7 +155,7 @@ class Served:
             "parameters": {name: {"string_value": value} for name, value in self.parameters.items()},
         }
 
-    def images(self, model: str, inputs: Sequence[tuple[str, str, Sequence[int], Any]]) -> list[bytes] | Pixels:
+    def images(self, model: str, inputs: Sequence[tuple[str, str, list[int], Any]]) -> list[bytes] | Pixels:
         """Check the input of a request and return its images.
 
         Args:
@@ -175,11 +175,12 @@ class Served:
                 "invalid", f"{model} takes one input, {IMAGES!r}; got {[name for name, *_ in inputs]}"[:300]
             )
         (_, datatype, shape, content), expected = inputs[0], metadata["shape"][1:]
-        if datatype != metadata["datatype"] or list(shape[1:]) != expected or not shape:
+        is_shape = isinstance(shape, list) and bool(shape) and all(type(extent) is int for extent in shape)
+        if datatype != metadata["datatype"] or not is_shape or shape[1:] != expected:
             wanted = f"{metadata['datatype']} of shape (N, {', '.join(map(str, expected))})"
-            raise RequestError("invalid", f"{IMAGES} must be {wanted}, got {datatype} of shape {tuple(shape)}"[:300])
+            raise RequestError("invalid", f"{IMAGES} must be {wanted}, got {datatype} of shape {shape}"[:300])
         number = shape[0]
-        if not (isinstance(number, int) and 1 <= number <= self.max_batch):
+        if not 1 <= number <= self.max_batch:
             raise RequestError("invalid", f"a request holds 1 to {self.max_batch} images, got {number}"[:300])
         if model == self.name:
             return _files(content, number)
