@@ -66,7 +66,7 @@ function fields(api, given, before = "") {
     const note = required.has(field) ? "required" : "";
     const text = inner.description || (below.length ? "" : kind(api, inner));
     const own = inner.description && !below.length ? `${kind(api, inner)}. ${text}` : text;
-    return [row(path, note, prose(own)), ...below];
+    return inner.description || !below.length ? [row(path, note, prose(own)), ...below] : below;
   });
 }
 
@@ -109,7 +109,9 @@ function here(source) {
 
 function example(body) {
   const json = body && body.content && body.content["application/json"];
-  return json && json.example ? JSON.stringify(json.example, null, 2) : null;
+  if (!json || !json.example) return null;
+  return JSON.stringify(json.example, null, 2) // lists of plain values on one line
+    .replace(/\[[^[\]{}]*\]/g, (list) => list.replace(/\s+/g, " ").replace("[ ", "[").replace(" ]", "]"));
 }
 
 /** Return all that is said of a call. */
@@ -119,7 +121,7 @@ function call(api, path, method, operation, common) {
   const answers = Object.entries(operation.responses).map(([status, answer]) => [status, resolved(api, answer)]);
   const good = answers.filter(([status]) => status < 400);
   const bad = answers.filter(([status]) => status >= 400);
-  const is_open = (operation.security || []).length === 1;
+  const isOpen = (operation.security || []).length === 1;
   const answered = good.map(([, answer]) => answer.content && answer.content["application/json"]).find(Boolean);
   const left = [
     operation.description ? element("p", {}, ...prose(operation.description)) : null,
@@ -146,7 +148,7 @@ function call(api, path, method, operation, common) {
   ].filter(Boolean);
   const title = element("h3", {}, element("span", { class: `method ${method}` }, method.toUpperCase()),
     element("span", { class: "path" }, element("a", { href: `#${operation.operationId}` }, path)),
-    is_open ? element("span", { class: "open" }, "asks for no key") : null);
+    isOpen ? element("span", { class: "open" }, "asks for no key") : null);
   return element("article", { id: operation.operationId }, title,
     element("p", { class: "summary" }, operation.summary),
     element("div", { class: "columns" }, element("div", {}, ...left.filter(Boolean)),
@@ -222,10 +224,10 @@ async function embed(files) {
   const start = performance.now();
   const answer = await fetch(`v2/models/${name}/infer`, { method: "POST", body: JSON.stringify({ inputs: [images] }),
     headers: { ...headers(), "Content-Type": "application/json" } });
-  const document_ = await answer.json();
+  const found = await answer.json();
   const took = performance.now() - start;
-  if (!answer.ok) return place.replaceChildren(element("p", { class: "failed" }, `${answer.status}: ${document_.error}`));
-  const outputs = Object.fromEntries(document_.outputs.map((output) => [output.name, output]));
+  if (!answer.ok) return place.replaceChildren(element("p", { class: "failed" }, `${answer.status}: ${found.error}`));
+  const outputs = Object.fromEntries(found.outputs.map((output) => [output.name, output]));
   const width = outputs.embedding.shape[1];
   const vectors = files.map((_, index) => outputs.embedding.data.slice(index * width, (index + 1) * width));
   const first = outputs.error.data.findIndex((error) => !error);
