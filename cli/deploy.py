@@ -27,9 +27,9 @@ def triton(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository that differs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model repository for Triton Inference Server, with a compose file and a smoke test.
+    """Write a model repository for Triton Inference Server, with a compose file.
 
-    Only proved artifacts are deployed; every hash is checked first, and what was written before it appears.
+    Only proved artifacts are deployed; every hash is checked first.
 
     Example:  mio deploy triton encoder.mio -o repository
     """
@@ -41,11 +41,12 @@ def triton(
     if as_json:
         print_json(asdict(done))
         return
-    served = f"{done.artifact} ({done.precision}, {backend} on {done.device}), up to {done.max_batch} images a request"
-    echo(f"{done.path}: models {', '.join(done.models)}; {served}")
+    says = done.parameters
+    served = f"{says['artifact']} ({says['precision']}, {backend} on {says['device']})"
+    echo(f"{done.path}: models {' and '.join(done.models)}; {served}, up to {done.max_batch} images a request")
     for note in done.notes:
         echo(note)
-    echo(f"start it and test it as {done.path / 'README.md'} says")
+    echo(f"start it and prove it as {done.path / 'README.md'} says")
 
 
 @app.command()

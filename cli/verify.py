@@ -48,6 +48,13 @@ def run(
         str | None,
         typer.Option(metavar="URL", help="Hold a live server to the gate: http:// or grpc://HOST:PORT/NAME."),
     ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="MIO_API_KEY", help="Key of the server; better in the variable.")
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="Certificates to trust for https:// and grpcs://, not the system's."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a bundle, or prove it again.
@@ -63,7 +70,7 @@ def run(
         with _json_if_refused(as_json):
             _check_signature(bundle, signer, issuer)
     if server is not None:
-        _verify_server(bundle, server, images=images, limit=limit, as_json=as_json)
+        _verify_server(bundle, server, images=images, limit=limit, api_key=api_key, ca=ca, as_json=as_json)
         return
     from mio_export.parity import EVERYTHING, verify
 
@@ -118,13 +125,22 @@ def _print(result: "Verification", *, as_json: bool) -> None:
         echo(note, err=as_json)
 
 
-def _verify_server(bundle: Path, url: str, *, images: Path | None, limit: int, as_json: bool) -> None:
+def _verify_server(
+    bundle: Path,
+    url: str,
+    *,
+    images: Path | None,
+    limit: int,
+    api_key: str | None,
+    ca: Path | None,
+    as_json: bool,
+) -> None:
     from mio_export.serving import verify_server
 
     if images is None:
         raise UsageError("a server is held to the gate on real images; add --images DIR")
     with _json_if_refused(as_json):
-        report = verify_server(bundle, url, images=images, limit=limit)
+        report = verify_server(bundle, url, images=images, limit=limit, api_key=api_key, ca=ca)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -159,7 +159,7 @@ def _started() -> "subprocess.Popen[bytes]":
         raise MioError("the decoding process cannot be started: this Python does not know its interpreter")
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-c", _START, json.dumps(_search_path())],
+            [sys.executable, "-I", "-c", _START, json.dumps(search_path())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -172,7 +172,7 @@ def _started() -> "subprocess.Popen[bytes]":
         raise MioError(f"the decoding process cannot be started: {error.strerror or error}") from None
 
 
-def _search_path() -> list[str]:
+def search_path() -> list[str]:
     """Return where this process finds modules, as absolute paths."""
     paths = []
     for entry in sys.path:
@@ -181,4 +181,4 @@ def _search_path() -> list[str]:
     return paths
 
 
-__all__ = ["CrashError", "DecodingProcess"]
+__all__ = ["CrashError", "DecodingProcess", "search_path"]

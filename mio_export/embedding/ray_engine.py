@@ -100,7 +100,7 @@ def embedded_by_ray(
 
     settings = pickle.dumps((bundle, choice, info, limits, str(Path.cwd()), versions_here(choice.runtime)))
     items = [{"files": pickle.dumps(shard)} for shard in shards]
-    with _cluster(address):
+    with cluster(address):
         context = DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = context.print_on_execution_start = False
@@ -125,7 +125,7 @@ def embedded_by_ray(
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str | None) -> Iterator[None]:
     """Be in a cluster; one that was joined or started here is left or stopped at the end, whatever happened."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read once, when Ray is imported
     import ray
@@ -188,7 +188,7 @@ def _opened(settings: bytes) -> tuple[Embedder, StageTimer]:
     import ray
 
     bundle, choice, info, limits, folder, versions = pickle.loads(settings)
-    _check_versions(versions, versions_here(choice.runtime))
+    check_versions(versions, versions_here(choice.runtime))
     try:
         os.chdir(folder)  # paths may be relative to it
     except OSError as error:
@@ -227,7 +227,7 @@ def _check_same_files(shard: Sequence[SourceFile], embedded: Embedded, max_bytes
             raise _elsewhere(f"read none of {len(shard):,} files, such as {file.key!r} ({reason})")
 
 
-def _check_versions(caller: Mapping[str, str], worker: Mapping[str, str]) -> None:
+def check_versions(caller: Mapping[str, str], worker: Mapping[str, str]) -> None:
     """Refuse a worker whose vectors may have other last bits than those of the machine that called."""
     if worker != caller:
         raise SpaceError(

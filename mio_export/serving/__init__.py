@@ -1,6 +1,6 @@
-"""An encoder behind the Triton Inference Server: the server, its client, and the proof that a live one is right.
+"""An encoder behind a server: the server, its client, and the proof that a live one is right.
 
-Each name is imported when it is first used: a worker of the server, which lies beside them, needs none of them.
+Each name is imported when it is first used, so that a process of the server loads only what it needs.
 """
 
 import importlib
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mio_export.serving.client import RemoteEncoder
-    from mio_export.serving.repository import Deployment, write_repository
+    from mio_export.serving.options import ServeOptions
     from mio_export.serving.server import Server
-    from mio_export.serving.settings import ServeOptions
+    from mio_export.serving.triton import Deployment, write_repository
     from mio_export.serving.verification import verify_server
 
 __all__ = ["Deployment", "RemoteEncoder", "ServeOptions", "Server", "verify_server", "write_repository"]
 
 _HOMES = {
-    "Deployment": "mio_export.serving.repository",
+    "Deployment": "mio_export.serving.triton",
     "RemoteEncoder": "mio_export.serving.client",
-    "ServeOptions": "mio_export.serving.settings",
+    "ServeOptions": "mio_export.serving.options",
     "Server": "mio_export.serving.server",
     "verify_server": "mio_export.serving.verification",
-    "write_repository": "mio_export.serving.repository",
+    "write_repository": "mio_export.serving.triton",
 }
 
 

@@ -1,39 +1,56 @@
-"""One running server: started on a checked bundle, watched, and ended without losing a request."""
+"""One running server: a checked bundle, sockets, and worker processes that are replaced when they die."""
 
-import ctypes
 import json
 import os
-import select
+import selectors
 import signal
 import socket
+import ssl
+import struct
 import subprocess
+import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from ctypes import addressof, create_string_buffer
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from mio_export import errors
 from mio_export.bundle import Bundle, broken_files, load_bundle
+from mio_export.decoding.process import search_path
 from mio_export.embedding.choices import fastest
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
 from mio_export.runtimes.registry import check_evidence
-from mio_export.serving.settings import BUSY, DECODE, JPEG, ServeOptions
-from mio_export.serving.workspace import Triton, command, model_name, write_workspace
+from mio_export.serving.options import ServeOptions
+from mio_export.serving.protocol import PIXELS, model_name
 
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mio_export.serving.worker import main; main()"
 _START_S = 300.0
-_GRACE_S = 5.0
-_IDLE_LOOKS = 3
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_SHARED_MEMORY = Path("/dev/shm")
+_SPARE_S = 5.0
+_MOST_DEATHS = 3
+_BACKLOG = 2048
+_ATTACH_FILTER = 26
+_NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+"""A packet filter: drop what asks for a connection (bit 1 of byte 13 of TCP's header), pass everything else."""
+
+
+@dataclass(eq=False, kw_only=True)
+class _Process:
+    """A worker, and what it has told."""
+
+    process: "subprocess.Popen[bytes]"
+    status: int
+    heard: bytes = b""
+    state: dict[str, Any]
 
 
 class Server:
-    """A Triton server with the models ``NAME`` and ``NAME_jpeg`` of a bundle; a context manager.
+    """A server of a bundle, over HTTP and gRPC; a context manager.
 
         with Server("encoder.mio", ServeOptions()) as server:
             print(server.description())
@@ -41,195 +58,252 @@ class Server:
 
     Entering returns when the server is ready. Leaving ends it: requests that are open are answered first.
 
+    Args:
+        bundle: a bundle or its path.
+        options: None: the defaults.
+        progress: is told how fast each artifact is, where the fastest is looked for.
+
     Raises:
         UsageError: an option is not allowed, a port is taken, or nothing proved can be served.
-        GateError: a file of the bundle is not what it was; nothing was started.
-        MissingBackendError: Triton is not installed.
+        GateError: a file of the bundle or its proof is not what it was; nothing listens.
         MioError: the server did not start.
     """
 
     def __init__(
         self, bundle: Bundle | str | Path, options: ServeOptions | None = None, *, progress: Progress | None = None
     ) -> None:
-        self._triton = Triton.installed()
         self.options = options or ServeOptions()
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        broken = broken_files(self.bundle)
-        if broken:
+        if broken := broken_files(self.bundle):
             raise GateError("\n     ".join([f"{self.bundle.path} is not served; it was changed", *broken]))
-        self.name = model_name(self.bundle)
+        self.name = model_name(self.bundle.path.resolve().name.removesuffix(".mio"))
         self.options.batch_for(self.bundle)
-        self._check_ports()
-        self.choice = _settled(self.bundle, self.options, progress or Progress())
-        check_evidence(self.bundle, self.choice)
-        self._workspace: tempfile.TemporaryDirectory[str] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._shm_prefix = f"mio-{os.getpid()}-{time.time_ns()}-"
-
-    @property
-    def http_url(self) -> str:
-        """What ``RemoteEncoder`` takes."""
-        return f"http://{_bracketed(self.options.host)}:{self.options.http_port}/{self.name}"
-
-    @property
-    def grpc_url(self) -> str:
-        """What ``RemoteEncoder`` takes."""
-        return f"grpc://{_bracketed(self.options.host)}:{self.options.grpc_port}/{self.name}"
+        self._progress = progress or Progress()
+        self.choice = settled(self.bundle, self.options, self._progress)
+        self._family, self._address = _resolved(self.options.host)
+        self._check_tls()
+        self._stack = ExitStack()
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[_Process] = []
+        self._num_deaths, self._num_open, self._is_ending = 0, 0, False
 
     def description(self) -> str:
         """Return where the server listens, what it runs, how well that was proved, and how to call it."""
-        shape = ", ".join(str(extent) for extent in self.bundle.manifest.preprocess.shape)
-        choice = self.choice
+        choice, options = self.choice, self.options
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
+        host = f"[{host}]" if ":" in host and host[0] != "[" else host
+        end = "s" if options.tls_cert else ""
+        http, grpc = f"http{end}://{host}:{options.http_port}", f"grpc{end}://{host}:{options.grpc_port}/{self.name}"
+        shape = ", ".join(map(str, self.bundle.manifest.preprocess.shape))
+        key = '-H "Authorization: Bearer $MIO_API_KEY" ' if options.api_key else ""
         return "\n".join(
             [
                 f"serving {self.bundle.path}, space {self.bundle.manifest.space[:12]}…",
                 f"  artifact  {choice.file} ({choice.runtime} {choice.precision} on {choice.device})",
-                f"  parity    {_parity(self.bundle, self.choice)}",
-                f"  models    {self.name}: uint8 (N, {shape}); {self.name}{JPEG}: encoded images, bytes (N, 1);"
-                f" N up to {self.options.batch_for(self.bundle)}",
-                f"  HTTP      {self.http_url}",
-                f"  gRPC      {self.grpc_url}",
-                f"  metrics   http://{_bracketed(self.options.host)}:{self.options.metrics_port}/metrics",
+                f"  parity    {_parity(self.bundle, choice)}",
+                f"  models    {self.name}: image files, bytes (N, 1); {self.name}{PIXELS}: uint8 (N, {shape});"
+                f" N up to {options.batch_for(self.bundle)}",
+                f"  HTTP      {http}/{self.name}",
+                f"  gRPC      {grpc}",
+                f"  metrics   {http}/metrics, documentation {http}/docs",
                 "call it:",
                 '  python -c "from mio_export.serving import RemoteEncoder;'
-                f" print(RemoteEncoder('{self.http_url}').embed_files([open('photo.jpg', 'rb').read()]))\"",
+                f" print(RemoteEncoder('{http}/{self.name}').embed_files([open('photo.jpg', 'rb').read()]))\"",
+                f"  base64 < photo.jpg | tr -d '\\n' | jq -Rs '{{model: \"{self.name}\", input: .}}'"
+                f" | curl {key}-d @- {http}/v1/embeddings",
             ]
         )
 
     def __enter__(self) -> Self:
-        self._workspace = tempfile.TemporaryDirectory(prefix="mio-serve-")
-        folder = Path(self._workspace.name)
         try:
-            write_workspace(
-                folder, self._triton, name=self.name, bundle=self.bundle, choice=self.choice, options=self.options
-            )
-            self._process = subprocess.Popen(
-                command(folder, self._triton, self.options, shm_prefix=self._shm_prefix),
-                env=self._triton.environment(),
-                stdout=2,  # what workers print is no result
-                cwd=folder,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the server in order
-                preexec_fn=_die_with_parent,
-            )
-            self._wait_until_ready()
+            self._listener = self._stack.enter_context(self._bound("http_port"))
+            self._stack.enter_context(self._bound("grpc_port"))
+            self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mio-serve-"))
+            for _ in range(self.options.workers):
+                self._start()
+            deadline = time.monotonic() + _START_S
+            while not all(worker.state.get("ready") for worker in self._workers):
+                if time.monotonic() > deadline:
+                    raise MioError(f"the server was not ready after {_START_S:.0f} s")
+                self._look(1)
         except BaseException:
-            self._end()
+            self._close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._end()
+        try:
+            self._end()
+        finally:
+            self._close()
 
-    def wait(self) -> None:
-        """Watch the server until a signal ends it; then open requests are answered, and this returns.
+    def wait(self) -> int:
+        """Watch the server until a signal ends it; a worker that dies is replaced.
 
-        Triton keeps saying that it is ready when one of its workers is dead, so a dead worker ends the server at once:
-        whoever starts services starts it again, and until then nobody is told that it is ready.
+        Returns:
+            The number of requests that were open and could not be answered in time.
 
         Raises:
-            MioError: the server or one of its workers died.
+            MioError: workers die before they are ready.
         """
-        assert self._process is not None
-        descriptors = {os.pidfd_open(pid): pid for pid in (self._process.pid, *_children(self._process.pid))}
-        poll = select.poll()
-        for descriptor in descriptors:
-            poll.register(descriptor, select.POLLIN)
         try:
-            dead = descriptors[poll.poll()[0][0]]
-        except Interrupted:
-            self._drain()
-            return
+            while True:
+                self._look(None)
+        except (Interrupted, KeyboardInterrupt):
+            return self._end()
+
+    def _start(self) -> None:
+        read, write = os.pipe()
+        settings = {
+            "bundle": str(self.bundle.path.resolve()),
+            "options": asdict(self.options),
+            "choice": asdict(self.choice),
+            "address": self._address,
+            "listener": self._listener.fileno(),
+            "status": write,
+        }
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-c", _START, json.dumps(search_path())],
+                stdin=subprocess.PIPE,
+                pass_fds=(self._listener.fileno(), write),
+                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._folder},
+                start_new_session=True,  # Ctrl-C is for this process, which then ends that one in order
+            )
         finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        what = "the server" if dead == self._process.pid else "a worker of the server"
-        self._kill()
-        raise MioError(f"{what} (process {dead}) died, so that everything was stopped; start it again")
+            os.close(write)
+        worker = _Process(process=process, status=read, state={})
+        self._workers.append(worker)
+        self._selector.register(read, selectors.EVENT_READ, worker)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it is dead already, and its other pipe says so
+            process.stdin.write(json.dumps(settings).encode() + b"\n")
+            process.stdin.flush()
 
-    def _check_ports(self) -> None:
-        family = socket.AF_INET6 if ":" in self.options.host else socket.AF_INET
-        for name in ("http_port", "grpc_port", "metrics_port"):
-            port = getattr(self.options, name)
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((self.options.host, port))
-                except (OSError, OverflowError) as error:
-                    reason = getattr(error, "strerror", None) or error
-                    option = "--" + name.replace("_", "-")
-                    raise UsageError(
-                        f"cannot listen at {self.options.host} port {port}: {reason}; choose another {option} or --host"
-                    ) from None
+    def _look(self, timeout_s: float | None) -> None:
+        """Wait until a worker says something, or ends."""
+        for key, _ in self._selector.select(timeout_s):
+            worker: _Process = key.data
+            if part := os.read(worker.status, 4096):
+                worker.heard += part
+                *lines, worker.heard = worker.heard.split(b"\n")
+                for line in lines:
+                    worker.state |= json.loads(line)
+                    self._num_deaths = 0 if worker.state.get("ready") else self._num_deaths
+            else:
+                self._bury(worker)
 
-    def _wait_until_ready(self) -> None:
-        assert self._process is not None
-        url = f"http://{_reached(self.options.host)}:{self.options.http_port}/v2/health/ready"
-        deadline = time.monotonic() + _START_S
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise MioError(f"the server did not start (status {self._process.returncode}); it said why above")
-            with suppress(OSError), _OPENER.open(url, timeout=1) as answer:
-                if answer.status == 200:
-                    return
-            time.sleep(0.05)
-        raise MioError(f"the server was not ready after {_START_S:.0f} s")
+    def _bury(self, worker: _Process) -> None:
+        """Take note of a worker's end; unless all of them end, another takes its place."""
+        from prometheus_client.multiprocess import mark_process_dead
 
-    def _drain(self) -> None:
-        """Let the server answer what it has, and end.
-
-        A Triton that ends finishes each model's own requests, but refuses the second half of a chain: so it is told to
-        end at a moment when nothing is decoded.
-        """
-        assert self._process is not None
-        deadline = time.monotonic() + self.options.timeout_s
-        idle = 0
-        while idle < _IDLE_LOOKS and time.monotonic() < deadline and self._process.poll() is None:
-            idle = idle + 1 if self._decodes_nothing() else 0
-            time.sleep(0.02)
-        self._process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(self.options.timeout_s + _GRACE_S)
-
-    def _decodes_nothing(self) -> bool:
-        url = f"http://{_reached(self.options.host)}:{self.options.metrics_port}/metrics"
-        try:
-            with _OPENER.open(url, timeout=1) as answer:
-                lines = answer.read().decode().splitlines()
-        except OSError:
-            return True  # it is not there yet, or no more
-        names = (BUSY, "nv_inference_pending_request_count")
-        starts = tuple(f'{name}{{model="{self.name}{DECODE}"' for name in names)
-        return not any(line.startswith(starts) and float(line.rpartition(" ")[2]) for line in lines)
-
-    def _end(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._drain()
-        self._kill()
-        if self._workspace is not None:
-            self._workspace.cleanup()
-
-    def _kill(self) -> None:
-        """End the server and its workers at once, and remove the shared memory that they would leave."""
-        if self._process is None:
+        self._workers.remove(worker)
+        self._selector.unregister(worker.status)
+        os.close(worker.status)
+        assert worker.process.stdin is not None
+        worker.process.stdin.close()
+        status, state = worker.process.wait(), worker.state
+        mark_process_dead(worker.process.pid, self._folder)  # type: ignore[no-untyped-call]
+        if self._is_ending:
+            self._num_open += state.get("num_open", 1 if state.get("ready") else 0)
             return
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for region in _SHARED_MEMORY.glob(f"*{self._shm_prefix}*"):
-            region.unlink(missing_ok=True)
+        how = state.get("text") or (f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}")
+        self._num_deaths += not state.get("ready")
+        if self._num_deaths >= _MOST_DEATHS:
+            kind = getattr(errors, state.get("failed", ""), MioError)
+            raise kind(f"the server does not start: {how}")
+        self._progress.line(f"a worker (process {worker.process.pid}) ended: {how}; another starts")
+        self._start()
+
+    def _end(self) -> int:
+        """Let the workers answer what is open, and end; return how many requests were not answered."""
+        if not self._is_ending:
+            self._is_ending = True
+            _turn_newcomers_away(self._listener)
+            self._listener.close()  # the workers have it too, and close it last
+            for worker in self._workers:
+                worker.process.terminate()
+            deadline = time.monotonic() + self.options.timeout_s + _SPARE_S
+            while self._workers and time.monotonic() < deadline:
+                self._look(deadline - time.monotonic())
+            self._num_open += len(self._workers)
+        return self._num_open
+
+    def _close(self) -> None:
+        self._is_ending = True
+        for worker in [*self._workers]:
+            worker.process.kill()
+            self._bury(worker)
+        self._selector.close()
+        self._stack.close()
+
+    def _bound(self, option: str) -> socket.socket:
+        """Listen for HTTP; or keep a port for gRPC, where every worker listens."""
+        place = (self._address, getattr(self.options, option))
+        try:
+            listener = socket.create_server(
+                place, family=self._family, backlog=_BACKLOG, dualstack_ipv6=self._address == "::"
+            )
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if option == "http_port":
+                return listener
+            listener.close()
+            keeper = socket.socket(self._family)
+            keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            keeper.bind(place)
+            return keeper
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen at {place[0]} port {place[1]}: {error.strerror}; choose another"
+                f" --{option.replace('_', '-')} or --host"
+            ) from None
+
+    def _check_tls(self) -> None:
+        if self.options.tls_cert and self.options.tls_key:
+            try:
+                ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                    self.options.tls_cert, self.options.tls_key, password=""
+                )
+            except OSError as error:  # ssl.SSLError is one
+                raise UsageError(f"{self.options.tls_cert} and {self.options.tls_key} are no pair: {error}") from None
 
 
-def _settled(bundle: Bundle, options: ServeOptions, progress: Progress) -> Choice:
-    """Choose the artifact as ``mio embed`` does; only one that was proved is served."""
+def settled(bundle: Bundle, options: ServeOptions, progress: Progress) -> Choice:
+    """Choose the artifact as ``mio embed`` does; only one that was proved is served.
+
+    Raises:
+        UsageError: there is none.
+        GateError: its evidence does not fit it.
+    """
     if options.runtime == "auto":
         choice = fastest(bundle, precision=options.precision, device=options.device, progress=progress)
     else:
         choice = choose(bundle, options.runtime, precision=options.precision, device=options.device)
     if choice.runtime == "torch":
         raise UsageError(f"{bundle.path} has no proved artifact to serve; export one: mio export -f onnx")
+    check_evidence(bundle, choice)
     return choice
+
+
+def _resolved(host: str) -> tuple[int, str]:
+    """Return the family and the numeric address of a host of this machine."""
+    try:
+        family, *_, place = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {host!r} is no address of this machine: {error}") from None
+    return family, str(place[0])
+
+
+def _turn_newcomers_away(listener: socket.socket) -> None:
+    """Let the kernel drop new connections from now on, where it can, so that none is accepted and then left alone."""
+    if sys.platform == "linux":
+        code = create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _NO_SYN))
+        with suppress(OSError):
+            program = struct.pack("HL", len(_NO_SYN), addressof(code))
+            listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
 
 
 def _parity(bundle: Bundle, choice: Choice) -> str:
@@ -239,8 +313,7 @@ def _parity(bundle: Bundle, choice: Choice) -> str:
         if (a.file, a.precision, a.parity.verdict) == (choice.file, choice.precision, "proved")
     )
     report = json.loads((bundle.path / proof.report).read_text())
-    found, budget = report["comparisons"], report["budget"]
-    allowed = budget["max_rms_error"]
+    found, allowed = report["comparisons"], report["budget"]["max_rms_error"]
     return (
         f"proved on {'+'.join(proof.devices)}: cosine {min(c['min_cosine'] for c in found):.7f} at worst,"
         f" rms error {max(c['rms_relative_error'] for c in found):.1e}"
@@ -248,25 +321,4 @@ def _parity(bundle: Bundle, choice: Choice) -> str:
     )
 
 
-def _children(pid: int) -> Iterator[int]:
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError, ValueError):
-            if folder.name.isdigit() and int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                yield int(folder.name)
-
-
-def _die_with_parent() -> None:
-    """Let the kernel end the server when this process is killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _reached(host: str) -> str:
-    """Return where this machine reaches what listens at ``host``."""
-    return _bracketed({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host))
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-__all__ = ["Server"]
+__all__ = ["Server", "settled"]

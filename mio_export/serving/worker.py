@@ -1,214 +1,168 @@
-"""The two models as Triton's Python backend runs them, each in processes of its own; nothing else imports this file.
+"""One process of a server: the engine, HTTP and gRPC in front of it; started by ``server``, which it tells its state.
 
-``NAME`` owns the runtime and ``NAME_decode`` the decoders; ``NAME_jpeg`` is Triton's own chain of both, so that the
-runtime is loaded once.
+On standard input it reads its settings, a line of JSON; when that ends, so does the server, and the worker.
 """
 
-import io
+import asyncio
+import json
+import os
+import resource
+import signal
+import socket
 import sys
-import time
-import traceback
-import warnings
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
-import numpy as np
-import triton_python_backend_utils as pb
-from PIL import Image
+import uvicorn
+import uvloop
+from uvicorn.server import ServerState
 
 from mio_export.bundle import load_bundle
-from mio_export.preprocess import DecodeError, Pixels
-from mio_export.runtimes.base import Embeddings
-from mio_export.runtimes.devices import num_threads
-from mio_export.runtimes.registry import open_choice
-from mio_export.serving.settings import BUSY, WorkerSettings
+from mio_export.errors import MioError
+from mio_export.runtimes import Choice
+from mio_export.serving.connection import Connection
+from mio_export.serving.engine import Engine
+from mio_export.serving.http import http_app
+from mio_export.serving.metrics import Journal
+from mio_export.serving.options import ServeOptions
+from mio_export.serving.rpc import RpcService
 
-_BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-_SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
-Inputs = dict[str, Any]
-"""``images``, and ``error`` if there is one: arrays with an item a row."""
-Outputs = dict[str, Any]
-
-
-class _Metrics:
-    """Counts beside Triton's own, at its metrics port."""
-
-    def __init__(self, model: str) -> None:
-        kind = pb.MetricFamily
-        self._model = model
-        self._images = kind("mio_images", "Images by what became of them", kind.COUNTER)
-        self._results: dict[str, Any] = {}
-        self._busy_family = kind(BUSY, "Workers that compute now", kind.GAUGE)
-        self.busy = self._busy_family.Metric(labels={"model": model})
-        families = {
-            "batch": kind("mio_batch_images", "Images in a batch", kind.HISTOGRAM),
-            "decode": kind("mio_decode_seconds", "Time to decode a batch", kind.HISTOGRAM),
-            "inference": kind("mio_inference_seconds", "Time to embed a batch", kind.HISTOGRAM),
-        }
-        self._families = families  # a metric lives no longer than its family
-        self._histograms = {
-            name: family.Metric(labels={"model": model}, buckets=_BATCHES if name == "batch" else _SECONDS)
-            for name, family in families.items()
-        }
-
-    def observe(self, name: str, value: float) -> None:
-        self._histograms[name].observe(value)
-
-    def count(self, result: str, number: int = 1) -> None:
-        if result not in self._results:
-            self._results[result] = self._images.Metric(labels={"model": self._model, "result": result})
-        self._results[result].increment(number)
+_KEEP_ALIVE_S = 75
+_HANDSHAKE_S = 10.0
+_FAREWELL_S = 1.0
+"""How long an ending server answers whoever comes, so that nobody's request is under way when it closes."""
+_QUIET_S = 0.3
+_LOOK_S = 0.02
+_MOST_FILES = 65536
 
 
-class EncoderModel:
-    """``NAME``: uint8 images (N, H, W, C) to float32 embeddings (N, D)."""
-
-    def initialize(self, args: dict[str, str]) -> None:
-        """Load the runtime and warm it up; Triton is not ready before this returns."""
-        settings = WorkerSettings.load(args)
-        bundle = load_bundle(settings.bundle)
-        self._runtime = open_choice(bundle, settings.choice)
-        self._metrics = _Metrics(args["model_name"])
-        for size in (1, settings.max_batch):
-            self._runtime.embed(np.zeros((size, *bundle.manifest.preprocess.shape), np.uint8))
-
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Embed the images of all requests in one batch, without those that their decoder could not read."""
-        return _answered(requests, self._outputs)
-
-    def _outputs(self, inputs: Sequence[Inputs]) -> Outputs:
-        images = np.concatenate([each["images"] for each in inputs]) if len(inputs) > 1 else inputs[0]["images"]
-        given = [each["error"] for each in inputs]
-        errors = np.concatenate(
-            [
-                _no_errors(len(each["images"])) if error is None else error
-                for each, error in zip(inputs, given, strict=True)
-            ]
-        )
-        good = np.array([not error for error in errors[:, 0]])
-        vectors = np.full((len(images), self._runtime.embedding_dim), np.nan, np.float32)
-        if good.any():
-            vectors[good] = self._embed(images if good.all() else images[good])
-        for index in np.flatnonzero(good & ~np.isfinite(vectors).all(axis=1)):
-            vectors[index], errors[index, 0] = np.nan, b"its embedding is not finite"
-            self._metrics.count("not_finite")
-        self._metrics.count("ok", int(sum(not error for error in errors[:, 0])))
-        return {"embedding": vectors, "error": errors}
-
-    def _embed(self, batch: Pixels) -> Embeddings:
-        start = time.perf_counter()
-        vectors = self._runtime.embed(batch)
-        self._metrics.observe("inference", time.perf_counter() - start)
-        self._metrics.observe("batch", len(batch))
-        return vectors
-
-    def finalize(self) -> None:
-        """Release the runtime."""
-        self._runtime.close()
-
-
-class DecoderModel:
-    """``NAME_decode``: encoded images, bytes (N, 1), of any type that ``Preprocess`` takes, to uint8 (N, H, W, C)."""
-
-    def initialize(self, args: dict[str, str]) -> None:
-        """Read the contract, and load the decoders."""
-        self._settings = WorkerSettings.load(args)
-        manifest = load_bundle(self._settings.bundle).manifest
-        contract = manifest.preprocess
-        self._preprocess = replace(contract, max_pixels=min(contract.max_pixels, self._settings.max_pixels))
-        self._metrics = _Metrics(args["model_name"])
-        self._pool = ThreadPoolExecutor(num_threads())  # Pillow lets go of the interpreter's lock
-        warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-        for kind in ("JPEG", "PNG"):
-            buffer = io.BytesIO()
-            Image.new("RGB", (32, 32)).save(buffer, kind)
-            self._preprocess.decode(buffer.getvalue())
-
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Decode the images of all requests; black ones, and the reasons, stand for those that cannot be."""
-        self._metrics.busy.increment(1)
-        try:
-            return _answered(requests, self._outputs)
-        finally:
-            self._metrics.busy.increment(-1)
-
-    def _outputs(self, inputs: Sequence[Inputs]) -> Outputs:
-        files = [bytes(file) for each in inputs for file in each["images"][:, 0]]
-        start = time.perf_counter()
-        decoded = list(self._pool.map(self._decode, files))
-        self._metrics.observe("decode", time.perf_counter() - start)
-        pixels, errors = np.zeros((len(files), *self._preprocess.shape), np.uint8), _no_errors(len(files))
-        for index, item in enumerate(decoded):
-            if isinstance(item, _Unread):
-                errors[index, 0] = item.reason.encode()
-            else:
-                pixels[index] = item
-        # not where it is decoded: the backend's metrics end the server when threads use them
-        for result, number in Counter(item.cause if isinstance(item, _Unread) else "ok" for item in decoded).items():
-            self._metrics.count(result, number)
-        return {"images": pixels, "error": errors}
-
-    def _decode(self, data: bytes) -> "Pixels | _Unread":
-        limit = self._settings.max_image_bytes
-        if len(data) > limit:
-            return _Unread("too_many_bytes", f"{len(data):,} bytes are more than the {limit:,} that this server takes")
-        try:
-            return self._preprocess.decode(data)
-        except DecodeError as error:
-            return _Unread("too_many_pixels" if "decompression bomb" in str(error) else "not_decoded", str(error))
-        except MemoryError:
-            return _Unread("not_decoded", "the server has not enough memory to decode it")
-
-    def finalize(self) -> None:
-        """Stop the threads."""
-        self._pool.shutdown()
-
-
-class _Unread(NamedTuple):
-    """Why an image has no pixels: as metrics count it, and as its sender is told."""
-
-    cause: str
-    reason: str
-
-
-def _answered(requests: Sequence[Any], outputs_of: Callable[[Sequence[Inputs]], Outputs]) -> list[Any]:
-    """Answer requests, of which each has one or more items; what is wrong with an item is said in its place.
-
-    Triton would send the traceback of whatever left ``execute`` to every client in the batch: nothing may leave it.
-    """
-    answers: list[Any] = [None] * len(requests)
-    inputs: dict[int, Inputs] = {}
-    for number, request in enumerate(requests):
-        try:
-            inputs[number] = {name: _tensor(request, name) for name in ("images", "error")}
-        except Exception:  # noqa: BLE001 - the backend raises whatever bytes that are no tensor lead it to
-            answers[number] = _failure("images cannot be read as a tensor", pb.TritonError.INVALID_ARG)
+def main() -> None:
+    """Serve until a signal, or the end of standard input; leave with status 1 if a request was not answered."""
+    settings = json.loads(sys.stdin.buffer.readline())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(_MOST_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
     try:
-        outputs = outputs_of(list(inputs.values())) if inputs else {}
-        start = 0
-        for number, each in inputs.items():
-            stop = start + len(each["images"])
-            answers[number] = pb.InferenceResponse(
-                [pb.Tensor(name, np.ascontiguousarray(rows[start:stop])) for name, rows in outputs.items()]
+        num_open = uvloop.run(_Worker(settings).run())
+    except (MioError, RuntimeError) as error:  # gRPC's, where it cannot listen
+        _tell(settings, failed=type(error).__name__, text=str(error))
+        sys.exit(1)
+    _tell(settings, num_open=num_open)
+    sys.stdout.flush()
+    os._exit(1 if num_open else 0)  # whatever was not answered may hold a thread that never ends
+
+
+def _tell(settings: dict[str, Any], **state: Any) -> None:
+    with suppress(BrokenPipeError):
+        os.write(settings["status"], json.dumps(state).encode() + b"\n")
+
+
+class _Worker:
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._options = options = ServeOptions(**settings["options"])
+        self._listener = socket.socket(fileno=settings["listener"])
+        self._journal = Journal(access_log=options.access_log)
+        self._engine = Engine(load_bundle(settings["bundle"]), Choice(**settings["choice"]), options, self._journal)
+        self._service = RpcService(self._engine, options, self._journal)
+        self._config = uvicorn.Config(
+            http_app(self._engine, options, self._journal),
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            ssl_certfile=options.tls_cert,
+            ssl_keyfile=options.tls_key,
+        )
+        self._config.load()
+        self._state = ServerState()
+        self._greeted: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Serve; return the number of requests that were not answered."""
+        loop, end = asyncio.get_running_loop(), asyncio.Event()
+        rpc = self._service.server(self._settings["address"])
+        await rpc.start()
+        self._listener.setblocking(False)
+        loop.add_reader(self._listener, self._accept)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, end.set)
+        loop.add_reader(sys.stdin.fileno(), end.set)
+        _tell(self._settings, ready=True)
+        while not end.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(end.wait(), 0.5)
+            if not self._engine.is_ready:
+                raise MioError("the runtime's thread has ended")
+        loop.remove_reader(sys.stdin.fileno())
+        deadline = loop.time() + self._options.timeout_s
+        await self._say_farewell()
+        await self._wait_for_silence(deadline)
+        num_open = self._num_open
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        await rpc.stop(0)
+        self._journal.close()
+        self._engine.close()
+        return num_open
+
+    @property
+    def _num_open(self) -> int:
+        connections: Any = self._state.connections
+        return int(sum(connection.is_busy for connection in connections)) + self._service.num_open
+
+    def _accept(self) -> bool:
+        """Take one connection; the other workers want some too."""
+        loop = asyncio.get_running_loop()
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return False
+        except OSError:  # no descriptors are left for now
+            loop.remove_reader(self._listener)
+            loop.call_later(_LOOK_S, lambda: loop.add_reader(self._listener, self._accept))
+            return False
+        connection.setblocking(False)
+        task = loop.create_task(self._greet(connection))
+        self._greeted.add(task)
+        task.add_done_callback(self._greeted.discard)
+        return True
+
+    async def _greet(self, connection: socket.socket) -> None:
+        tls, loop = self._config.ssl, asyncio.get_running_loop()
+        with suppress(OSError):
+            await loop.connect_accepted_socket(
+                self._connection, connection, ssl=tls, ssl_handshake_timeout=_HANDSHAKE_S if tls else None
             )
-            start = stop
-    except Exception:  # noqa: BLE001
-        traceback.print_exc(file=sys.stderr)
-        answers = [answer or _failure("the model failed", pb.TritonError.INTERNAL) for answer in answers]
-    return answers
+
+    def _connection(self) -> Connection:
+        timeout_s, most = self._options.timeout_s, self._engine.max_body_bytes
+        return Connection(self._config, self._state, self._journal, timeout_s=timeout_s, most_bytes=most)
+
+    async def _say_farewell(self) -> None:
+        """Answer whoever comes for a moment, and close each connection that is answered; then listen no more."""
+        loop = asyncio.get_running_loop()
+        self._engine.end()
+        start = loop.time()
+        while (passed := loop.time() - start) < _FAREWELL_S:
+            if passed > _QUIET_S and not self._state.connections and not self._greeted and not self._num_open:
+                break
+            await asyncio.sleep(_LOOK_S)
+        loop.remove_reader(self._listener)
+        while self._accept():
+            pass
+        self._listener.close()
+
+    async def _wait_for_silence(self, deadline: float) -> None:
+        """Refuse what comes over gRPC from now on, and wait until everything else is answered."""
+        loop = asyncio.get_running_loop()
+        self._service.is_refusing = True
+        last = loop.time()
+        while loop.time() < min(deadline, last + _QUIET_S):
+            if self._num_open or self._greeted:
+                last = loop.time()
+            await asyncio.sleep(_LOOK_S)
 
 
-def _tensor(request: Any, name: str) -> Any:
-    tensor = pb.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy()
-
-
-def _no_errors(number: int) -> Any:
-    return np.full((number, 1), b"", dtype=np.object_)
-
-
-def _failure(message: str, code: Any) -> Any:
-    return pb.InferenceResponse(error=pb.TritonError(message, code))
+__all__ = ["main"]
