@@ -71,7 +71,8 @@ evidence: setup peers $(SERVE_READY)
 	$(BIN)/python benchmarks/runtimes.py --photos $(PHOTOS)
 	$(BIN)/python benchmarks/embedding.py --photos $(PHOTOS)
 	$(BIN)/python benchmarks/robustness.py --old $(OLD)
-	.venv-serve/bin/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving_faults.py
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu -s
