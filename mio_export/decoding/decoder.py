@@ -26,6 +26,7 @@ class Decoder:
         preprocess: the contract.
         scaled: decode large JPEGs at a fraction of their size, as ``Preprocess.decode`` does.
         limits: of one file; None: the defaults.
+        isolated: decode every file in a separate process, so that one that crashes a codec ends nothing else.
 
     Attributes:
         limits: of one file.
@@ -34,10 +35,12 @@ class Decoder:
         UsageError: more pixels are to be allowed than the contract allows.
     """
 
-    def __init__(self, preprocess: Preprocess, *, scaled: bool = False, limits: Limits | None = None) -> None:
+    def __init__(
+        self, preprocess: Preprocess, *, scaled: bool = False, limits: Limits | None = None, isolated: bool = False
+    ) -> None:
         self.limits = limits or Limits()
         self._preprocess = within(preprocess, self.limits)
-        self._scaled = scaled
+        self._scaled, self._isolated = scaled, isolated
         self._most_passes = min(_MOST_PASSES, self.limits.decode_s * _PASSES_PER_S)
         self._lock = Lock()
         self._idle: list[DecodingProcess] = []
@@ -58,7 +61,7 @@ class Decoder:
         most = self.limits.max_file_bytes
         if len(data) > most:
             raise DecodeError(f"has {len(data):,} bytes, more than the limit of {most:,} (--max-file-bytes)")
-        if self._is_quick(data):
+        if not self._isolated and self._is_quick(data):
             return self._preprocess.decode(data, scaled=self._scaled)
         try:
             return self._decode_apart(data)
