@@ -160,8 +160,8 @@ async def overload(server: Running, items: list[Item]) -> tuple[dict[str, object
     start, number, tasks = time.monotonic(), 0, []
     while (passed := time.monotonic() - start) < OVERLOAD_S:
         while number < passed * TIMES * most:
-            fresh = GrpcClient(server.grpc_port) if number % 20 == 0 else HttpClient(server.http_port)
-            tasks.append(asyncio.ensure_future(ask(items[number % len(items)], idle.pop() if idle else fresh)))
+            client = idle.pop() if idle else clients_of(server, 2)[number % 10 > 0]
+            tasks.append(asyncio.ensure_future(ask(items[number % len(items)], client)))
             number += 1
         await asyncio.sleep(0.002)
     await asyncio.gather(*tasks)
