@@ -15,6 +15,8 @@ from mio_export.serving.protocol import pack, split, unpack
 
 Vector = npt.NDArray[np.float32]
 PATIENCE_S = 90.0
+PAUSE_S = 0.1
+"""After a request that nobody took or that a server refused because it ends, as ``RemoteEncoder`` pauses."""
 _HTTP = {"200": "ok", "429": "busy", "503": "not ready"}
 _GRPC = {"RESOURCE_EXHAUSTED": "busy", "DEADLINE_EXCEEDED": "timed out", "UNAVAILABLE": "not ready"}
 
@@ -75,7 +77,7 @@ class HttpClient:
             try:
                 self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
             except OSError:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(PAUSE_S)
                 return Answer("unreachable", time.perf_counter() - start)
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -126,7 +128,7 @@ class GrpcClient:
             if status == "not ready" and "server" not in reason:  # said by gRPC itself
                 status = "unreachable" if "onnection refused" in reason else "cut"
             later = "retry-after" in dict(error.trailing_metadata() or ())
-            await asyncio.sleep(0.05 if status == "unreachable" else 0)
+            await asyncio.sleep(PAUSE_S if status in ("unreachable", "not ready") else 0)
             return Answer(status, seconds, reason=reason, retry_after=later)
         answer = message_class("ModelInferResponse").FromString(data)
         return _answer(*answer.raw_output_contents, time.perf_counter() - start)
