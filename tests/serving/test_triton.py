@@ -295,7 +295,7 @@ def test_a_proved_engine_is_deployed_for_its_own_batches(doctored, tmp_path):
 def test_an_engine_that_nobody_proved_is_not_deployed(doctored, tmp_path):
     path = doctored()
     as_engine(path, library="tensorrt", verdict="unproven")
-    with pytest.raises(UsageError, match="no proved tensorrt or onnx fp32 artifact"):
+    with pytest.raises(GateError, match="no proved tensorrt or onnx fp32 artifact"):
         write_repository(path, tmp_path / "repository", backend="tensorrt")
 
 
@@ -331,7 +331,7 @@ def test_only_what_was_proved_there_is_deployed(bundle, doctored, tmp_path):
 
 def test_what_nobody_proved_is_not_deployed(doctored, tmp_path):
     path = doctored(artifact=lambda row: replace(row, parity=replace(row.parity, verdict="unproven")))
-    with pytest.raises(UsageError, match=r"it holds: onnx fp32 \(unproven\)"):
+    with pytest.raises(GateError, match=r"it holds: onnx fp32 \(unproven\)"):
         write_repository(path, tmp_path / "repository")
 
 
