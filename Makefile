@@ -11,7 +11,7 @@ OLD ?= HEAD
 
 PEERS_READY := .peers/.ready
 
-SERVE_READY := .venv-serve/.ready
+TRITON_READY := .venv-triton/.ready
 
 .PHONY: setup demo test check format evidence peers gpu clean
 
@@ -31,9 +31,8 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check $(SERVE_READY)
-	$(BIN)/python -m pytest --ignore tests/serving
-	.venv-serve/bin/python -m pytest tests/serving
+test: check $(TRITON_READY)
+	$(BIN)/python -m pytest
 	$(BIN)/python scripts/check_wheel.py
 
 format: setup
@@ -49,17 +48,17 @@ $(PEERS_READY): benchmarks/peers/requirements.txt
 	$(BIN)/uv pip install --quiet --no-deps --python .peers/bin/python tritonclient==2.50.0
 	touch $(PEERS_READY)
 
-# Triton's Python package needs numpy 1: an environment of its own, with all other pins alike
-$(SERVE_READY): $(READY) constraints-serve.txt
-	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-serve
-	sed 's/==.*//; s/^/^/; s/$$/==/' constraints-serve.txt | grep --invert-match --file - constraints.txt > .venv-serve/constraints.txt
-	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-serve/bin/python --editable '.[serve]' pytest \
-	    --constraint .venv-serve/constraints.txt --constraint constraints-serve.txt
-	touch $(SERVE_READY)
+# a Triton and its stock client, for tests and benchmarks only: they need numpy 1, all else is as in .venv
+$(TRITON_READY): $(READY) constraints-triton.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-triton
+	sed 's/==.*//; s/^/^/; s/$$/==/' constraints-triton.txt | grep --invert-match --file - constraints.txt > .venv-triton/constraints.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-triton/bin/python \
+	    --constraint .venv-triton/constraints.txt --constraint constraints-triton.txt \
+	    nvidia-pytriton 'tritonclient[grpc,http]' onnxruntime pillow pillow-heif
+	touch $(TRITON_READY)
 
-evidence: setup peers $(SERVE_READY)
-	$(BIN)/python -m pytest -m slow --ignore tests/serving
-	.venv-serve/bin/python -m pytest -m slow tests/serving
+evidence: setup peers $(TRITON_READY)
+	$(BIN)/python -m pytest -m slow
 	$(BIN)/python benchmarks/objective_cost.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/quickstart.py
@@ -71,10 +70,11 @@ evidence: setup peers $(SERVE_READY)
 	$(BIN)/python benchmarks/runtimes.py --photos $(PHOTOS)
 	$(BIN)/python benchmarks/embedding.py --photos $(PHOTOS)
 	$(BIN)/python benchmarks/robustness.py --old $(OLD)
-	.venv-serve/bin/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving_faults.py
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu -s
 
 clean:
-	rm -rf .venv .venv-serve .peers build dist *.egg-info mio-quickstart .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-triton .peers build dist *.egg-info mio-quickstart .mypy_cache .pytest_cache .ruff_cache

@@ -7,13 +7,9 @@ from typing import Annotated
 import typer
 
 from mio_export.cli.output import Json, echo, print_json
+from mio_export.errors import UsageError
 
 app = typer.Typer(help="Hand a bundle to an inference server.", no_args_is_help=True)
-
-
-@app.callback()
-def _targets() -> None:
-    """Keep ``triton`` a command of its own beside servers to come."""
 
 
 @app.command()
@@ -31,9 +27,9 @@ def triton(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a repository that differs.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model repository for Triton Inference Server, with a compose file and a smoke test.
+    """Write a model repository for Triton Inference Server, with a compose file.
 
-    Only proved artifacts are deployed; every hash is checked first, and what was written before it appears.
+    Only proved artifacts are deployed; every hash is checked first.
 
     Example:  mio deploy triton encoder.mio -o repository
     """
@@ -45,11 +41,63 @@ def triton(
     if as_json:
         print_json(asdict(done))
         return
-    served = f"{done.artifact} ({done.precision}, {backend} on {done.device}), up to {done.max_batch} images a request"
-    echo(f"{done.path}: models {', '.join(done.models)}; {served}")
+    says = done.parameters
+    served = f"{says['artifact']} ({says['precision']}, {backend} on {says['device']})"
+    echo(f"{done.path}: models {' and '.join(done.models)}; {served}, up to {done.max_batch} images a request")
     for note in done.notes:
         echo(note)
-    echo(f"start it and test it as {done.path / 'README.md'} says")
+    echo(f"start it and prove it as {done.path / 'README.md'} says")
+
+
+@app.command()
+def container(
+    bundle: Annotated[Path, typer.Argument(metavar="NAME.mio", help="A bundle.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FOLDER", help="Folder to write.")],
+    runtime: Annotated[
+        str, typer.Option(help="auto, onnxruntime, openvino, …: whose proved artifact is served.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (fp32), fp16, bf16 or int8: that of a proved artifact.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda if the artifact was proved on it.")] = "auto",
+    decode: Annotated[
+        str, typer.Option(help="full, or scaled: large JPEGs at a fraction of their size. Take that of your store.")
+    ] = "full",
+    kserve: Annotated[bool, typer.Option("--kserve", help="Write an InferenceService too; measures for it.")] = False,
+    image: Annotated[
+        str | None, typer.Option(metavar="REGISTRY/NAME:TAG", help="What the image is called there; with --kserve.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder of this command that differs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a Dockerfile and a compose file of mio serve with the bundle inside.
+
+    Only proved artifacts are deployed; every hash is checked first.
+
+    Example:  mio deploy container encoder.mio -o container
+
+    Example:  mio deploy container encoder.mio -o container --kserve --image registry.example/encoder:1
+    """
+    from mio_export.serving.container import write_container
+
+    if kserve != (image is not None):
+        raise UsageError("--kserve needs --image REGISTRY/NAME:TAG, and --image is for --kserve only")
+    done = write_container(
+        bundle,
+        out,
+        **{"runtime": runtime, "precision": precision, "device": device, "decode": decode},
+        kserve_image=image,
+        overwrite=overwrite,
+    )
+    if as_json:
+        print_json({"path": out, **done})
+        return
+    served = "{artifact} ({runtime} {precision} on {device})".format(**done)
+    echo(f"{out}: {served}; build it, start it and test it as {out / 'README.md'} says")
+    if image and not done["measured"]:
+        echo("the artifact does not run here, so requests and limits are guesses: see the README")
 
 
 __all__ = ["app"]

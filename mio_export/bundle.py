@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -361,6 +362,21 @@ def broken_files(bundle: Bundle) -> list[str]:
     return problems
 
 
+def copy_bundle(bundle: Bundle, folder: Path) -> None:
+    """Copy what belongs to a bundle, and nothing else, to a folder; every hash is checked before and after.
+
+    Raises:
+        GateError: a file is missing or is not what the manifest says; the copy may be incomplete then.
+    """
+    broken = broken_files(bundle)
+    for name in [] if broken else [MANIFEST, PAGE, SIGNATURE, *dict(named_files(bundle.manifest))]:
+        if name not in (PAGE, SIGNATURE) or bundle.file(name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.file(name), folder / name)
+    if broken := broken or broken_files(load_bundle(folder)):
+        raise GateError("\n     ".join([f"{bundle.path} is not what was proved; nothing is deployed", *broken]))
+
+
 def _file_problem(folder: Path, name: str, sha256: str) -> str | None:
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
@@ -386,6 +402,7 @@ __all__ = [
     "Verdict",
     "broken_files",
     "check_requirements",
+    "copy_bundle",
     "load_bundle",
     "named_files",
     "runtime_of",

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import filecmp
 import hashlib
 import os
 import re
@@ -111,6 +112,14 @@ def staged_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def same_files(first: Path, second: Path) -> bool:
+    """Return whether two folders hold the same files with the same bytes."""
+    names, others = (
+        {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} for folder in (first, second)
+    )
+    return names == others and all(filecmp.cmp(first / name, second / name, shallow=False) for name in names)
+
+
 def sync(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -202,4 +211,13 @@ def _exchange(first: Path, second: Path) -> bool:
     return bool(rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0)
 
 
-__all__ = ["behind_links", "cache_folder", "sha256_file", "staged_file", "staged_folder", "sync", "write_text"]
+__all__ = [
+    "behind_links",
+    "cache_folder",
+    "same_files",
+    "sha256_file",
+    "staged_file",
+    "staged_folder",
+    "sync",
+    "write_text",
+]

@@ -40,7 +40,7 @@ FLOORS = [
     {"models"},
     {"runtimes"},
     {"parity", "benching"},
-    {"train", "exporting", "embedding", "searching", "report", "signing"},
+    {"train", "exporting", "embedding", "footprint", "searching", "report", "signing"},
     {"serving"},
     {"quickstart"},
     {"cli"},

@@ -40,6 +40,12 @@ def difference(ours: Mapping[str, str], others: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {others.get(name, 'absent')} (here {ours.get(name, 'absent')})" for name in names)
 
 
+def distribution_of(runtime: str) -> str:
+    """Return the name of the package that a runtime's library comes from: that which is installed, or usual."""
+    names = _DISTRIBUTIONS.get(runtime, ("torch",))
+    return next((name for name in names if _version((name,)) is not None), names[-1])
+
+
 def _version(distributions: tuple[str, ...]) -> str | None:
     for name in distributions:
         try:

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -135,6 +135,27 @@ def choose(bundle: Bundle, runtime: str = "auto", *, precision: str = "auto", de
     order = list(BACKENDS)
     first = min(proved, key=lambda artifact: order.index(backend_of(artifact.format)))
     return choice_of(first, device=device, bundle=bundle.path)
+
+
+def choose_elsewhere(bundle: Bundle, runtime: str = "auto", *, precision: str = "auto", device: str = "auto") -> Choice:
+    """Settle every ``auto`` as ``choose`` does, for a machine that may have another device; the evidence is checked.
+
+    The device is ``cuda``, if the artifact was proved on it, whether or not it is here.
+
+    Raises:
+        UsageError: a name is not known, or the bundle has no such artifact that was proved.
+        GateError: the artifact was not proved on the device that is asked for, or its evidence does not fit.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device must be auto, cpu or cuda, got {device!r}")
+    here = choose(bundle, runtime, precision=precision)
+    wanted = (here.runtime, here.file, here.sha256)
+    rows = [a for a in bundle.manifest.artifacts if (backend_of(a.format), a.file, a.sha256) == wanted]
+    if device == "auto":
+        device = "cuda" if any("cuda" in row.parity.devices for row in rows) else "cpu"
+    choice = replace(here, device=device)
+    check_evidence(bundle, choice)
+    return choice
 
 
 def _is_meant(runtime: str, backend: str) -> bool:

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mio_export.serving.client import RemoteEncoder
     from mio_export.serving.options import ServeOptions
-    from mio_export.serving.repository import Deployment, write_repository
     from mio_export.serving.server import Server
+    from mio_export.serving.triton import Deployment, write_repository
     from mio_export.serving.verification import verify_server
 
 __all__ = ["Deployment", "RemoteEncoder", "ServeOptions", "Server", "verify_server", "write_repository"]
 
 _HOMES = {
-    "Deployment": "mio_export.serving.repository",
+    "Deployment": "mio_export.serving.triton",
     "RemoteEncoder": "mio_export.serving.client",
     "ServeOptions": "mio_export.serving.options",
     "Server": "mio_export.serving.server",
     "verify_server": "mio_export.serving.verification",
-    "write_repository": "mio_export.serving.repository",
+    "write_repository": "mio_export.serving.triton",
 }
 
 
