@@ -197,6 +197,7 @@ def _answer(embedding: bytes, errors: bytes, seconds: float) -> Answer:
 
 __all__ = [
     "Answer",
+    "Clients",
     "GrpcClient",
     "HttpClient",
     "Item",
