@@ -189,6 +189,17 @@ def kinds(outcomes: Counter[str]) -> set[str]:
     return {name.partition(":")[0] for name in outcomes}
 
 
+async def learn(server: Running, items: list[Item]) -> None:
+    """Ask for each item alone, and remember the vectors; both protocols must agree."""
+    for client in clients_of(server, 2):
+        for item in items:
+            answer = await client.ask(item)
+            assert answer.status == "ok", (item.model, answer)
+            item.expected = answer.vector if item.expected is None else item.expected
+            assert is_right(item, answer), item.model
+        await client.close()
+
+
 def _answer(embedding: bytes, errors: bytes, seconds: float) -> Answer:
     (reason,) = unpack(errors)
     vector = np.frombuffer(embedding, "<f4")
@@ -207,5 +218,6 @@ __all__ = [
     "is_right",
     "items_of",
     "kinds",
+    "learn",
     "outcome",
 ]

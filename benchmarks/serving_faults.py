@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,12 @@ from fault_clients import (
     is_right,
     items_of,
     kinds,
+    learn,
     outcome,
 )
 from served import MAX_BATCH, SIZE, Running, growth, make_bundle, photographs, serving, watched
 
+CHECKS = ("malformed", "overload", "soak", "kills")
 CLIENTS = 8
 NUM_GOOD, GOOD_A_BAD = 900, 9
 OVERLOAD_S, OVERLOAD_WAIT_S, MOST_S, TIMES = 20.0, 2.0, 8.0, 10
@@ -52,19 +55,9 @@ SLOW_S = 5
 """The server's limit for slow senders, ``--timeout-seconds``."""
 
 
-async def learn(server: Running, items: list[Item]) -> None:
-    """Ask for each item alone, and remember the vectors; both protocols must agree."""
-    for client in clients_of(server, 2):
-        for item in items:
-            answer = await client.ask(item)
-            assert answer.status == "ok", (item.model, answer)
-            item.expected = answer.vector if item.expected is None else item.expected
-            assert is_right(item, answer), item.model
-        await client.close()
-
-
 async def malformed(server: Running, items: list[Item]) -> tuple[dict[str, object], dict[str, bool]]:
     """900 good requests, alone and among 100 malformed ones."""
+    await learn(server, items)
     clean: list[float] = []
     good: list[tuple[bool, float]] = []
     wanted = [items[index % len(items)] for index in range(NUM_GOOD)]
@@ -105,8 +98,9 @@ async def most_of(server: Running, items: list[Item]) -> float:
 
 
 async def overload(server: Running, items: list[Item]) -> tuple[dict[str, object], dict[str, bool]]:
-    """Ten times the requests that 16 clients get answered before and after; of small files, which cost clients little."""
+    """Ten times the requests that 16 clients get answered before and after; small files, which cost clients little."""
     items = [item for item in items if item.model == server.models["files"]]
+    await learn(server, items)
     before = await most_of(server, items)
     idle: list[HttpClient | GrpcClient] = []
     answers: list[tuple[float, bool, Answer]] = []
@@ -129,7 +123,9 @@ async def overload(server: Running, items: list[Item]) -> tuple[dict[str, object
     most = (before + after) / 2
     window = (start + OVERLOAD_WAIT_S, start + OVERLOAD_S)
     goodput = sum(a.status == "ok" for at, _, a in answers if window[0] <= at <= window[1]) / (window[1] - window[0])
-    statuses = {name: Counter(a.status for _, rpc, a in answers if rpc == on_rpc) for name, on_rpc in _PROTOCOLS}
+    statuses = {
+        name: Counter(a.status for _, rpc, a in answers if rpc == (name == "grpc")) for name in ("http", "grpc")
+    }
     others = Counter(f"{a.status}: {a.reason[:120]}" for *_, a in answers if a.status not in ("ok", *_BUSY))
     longest = {
         name: max(a.seconds for *_, a in answers if a.status == name) for name in {a.status for *_, a in answers}
@@ -155,6 +151,7 @@ async def overload(server: Running, items: list[Item]) -> tuple[dict[str, object
 
 async def soak(server: Running, items: list[Item], seconds: float) -> tuple[dict[str, object], dict[str, bool]]:
     """A minute of traffic, and SIGTERM in the middle of it."""
+    await learn(server, items)
     answers, late, ended = Counter[str](), Counter[str](), [False]
 
     def count(item: Item, answer: Answer) -> None:
@@ -182,6 +179,7 @@ async def soak(server: Running, items: list[Item], seconds: float) -> tuple[dict
 
 async def kills(server: Running, items: list[Item]) -> tuple[dict[str, object], dict[str, bool]]:
     """Kill a decoding process, three times, and a worker, under traffic."""
+    await learn(server, items)
     answers, over = Counter[str](), [False]
 
     def count(item: Item, answer: Answer) -> None:
@@ -212,7 +210,6 @@ async def kills(server: Running, items: list[Item]) -> tuple[dict[str, object], 
     }
 
 
-_PROTOCOLS = (("http", False), ("grpc", True))
 _BUSY = ("busy", "timed out")
 _GONE = ("cut", "unreachable", "not ready")
 
@@ -221,11 +218,16 @@ def main() -> None:
     """Measure, store, hold to the bounds."""
     from machine import save
 
-    checks = {"malformed": malformed, "overload": overload, "soak": soak, "kills": kills}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=checks, default=list(checks))
+    parser.add_argument("--only", nargs="+", choices=CHECKS, default=CHECKS)
     parser.add_argument("--seconds", type=float, default=60.0, help="of the soak")
     options = parser.parse_args()
+    checks = {
+        "malformed": malformed,
+        "overload": overload,
+        "soak": partial(soak, seconds=options.seconds),
+        "kills": kills,
+    }
     results, missed = {}, []
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder) / "resnet18.mio", "resnet18", side=224)
@@ -235,16 +237,11 @@ def main() -> None:
                 size = SMALL if name == "overload" else SIZE
                 items = items_of(server.models, photographs(8, seed=1, size=size), side=224)
 
-                async def check(name: str = name, server: Running = server, items: list[Item] = items) -> tuple:
-                    await learn(server, items)
-                    more = (options.seconds,) if name == "soak" else ()
-                    return await checks[name](server, items, *more)
-
-                result, bounds = uvloop.run(check())
+                result, bounds = uvloop.run(checks[name](server, items))
             results[name] = result | {"bounds": bounds}
             missed += [f"{name}: {bound}" for bound, is_held in bounds.items() if not is_held]
             print(name, json.dumps(results[name]), flush=True)
-    if set(options.only) == set(checks):
+    if set(options.only) == set(CHECKS):
         save("serving_faults", {"bounds missed": missed, **results})
     if missed:
         raise SystemExit("\n".join(["bounds missed:", *missed]))
