@@ -3,12 +3,15 @@
 import asyncio
 import re
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 from attacks import file_tensor, post, tensor
+from served import Running
 
 from mio_export.serving.messages import SERVICE, message, message_class
 from mio_export.serving.protocol import pack, split, unpack
@@ -138,10 +141,83 @@ class GrpcClient:
         await self._channel.close()
 
 
+Clients = list[HttpClient | GrpcClient]
+
+
+def clients_of(server: Running, number: int) -> Clients:
+    """Return clients, half of each protocol."""
+    http, grpc = server.http_port, server.grpc_port
+    return [HttpClient(http) if index % 2 else GrpcClient(grpc) for index in range(number)]
+
+
+async def drive(clients: Clients, items: Iterator[Item], on_answer: Callable[[Item, Answer], None]) -> None:
+    """Let each client ask for item after item, until there are no more."""
+
+    async def one(client: HttpClient | GrpcClient) -> None:
+        for item in items:
+            on_answer(item, await client.ask(item))
+        await client.close()
+
+    await asyncio.gather(*map(one, clients))
+
+
+def endless(items: list[Item], is_over: Callable[[], bool]) -> Iterator[Item]:
+    """Give items in turn until it is over."""
+    while not is_over():
+        for item in items:
+            if is_over():
+                return
+            yield item
+
+
+def is_right(item: Item, answer: Answer) -> bool:
+    """Whether an answer is the vector that the item has."""
+    if answer.status != "ok" or answer.vector is None or item.expected is None:
+        return False
+    cosine = answer.vector @ item.expected / np.linalg.norm(answer.vector) / np.linalg.norm(item.expected)
+    return bool(cosine >= 0.99999)
+
+
+def outcome(item: Item, answer: Answer) -> str:
+    """Name what became of a request, with the reason where there is one."""
+    status = "wrong" if answer.status == "ok" and not is_right(item, answer) else answer.status
+    return f"{status}: {answer.reason[:80]}" if answer.reason else status
+
+
+def kinds(outcomes: Counter[str]) -> set[str]:
+    """Return the names without the reasons."""
+    return {name.partition(":")[0] for name in outcomes}
+
+
+async def learn(server: Running, items: list[Item]) -> None:
+    """Ask for each item alone, and remember the vectors; both protocols must agree."""
+    for client in clients_of(server, 2):
+        for item in items:
+            answer = await client.ask(item)
+            assert answer.status == "ok", (item.model, answer)
+            item.expected = answer.vector if item.expected is None else item.expected
+            assert is_right(item, answer), item.model
+        await client.close()
+
+
 def _answer(embedding: bytes, errors: bytes, seconds: float) -> Answer:
     (reason,) = unpack(errors)
     vector = np.frombuffer(embedding, "<f4")
     return Answer("failed" if reason else "ok", seconds, vector=vector, reason=reason.decode())
 
 
-__all__ = ["Answer", "GrpcClient", "HttpClient", "Item", "items_of"]
+__all__ = [
+    "Answer",
+    "Clients",
+    "GrpcClient",
+    "HttpClient",
+    "Item",
+    "clients_of",
+    "drive",
+    "endless",
+    "is_right",
+    "items_of",
+    "kinds",
+    "learn",
+    "outcome",
+]

@@ -1,5 +1,6 @@
 """A server in a process of its own, and the bundles that it serves; for the benchmarks beside this file."""
 
+import asyncio
 import io
 import os
 import signal
@@ -9,8 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +139,30 @@ def serving(bundle: Path, *options: str, code: Code | None = None) -> Iterator[R
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@asynccontextmanager
+async def watched(server: Running) -> AsyncIterator[dict[str, list[float]]]:
+    """Look at readiness and memory while something else happens."""
+    seen: dict[str, list[float]] = {"ready": [], "bytes": []}
+
+    async def look() -> None:
+        while True:
+            seen["ready"].append(float(await asyncio.to_thread(server.get, "/v2/health/ready") is not None))
+            seen["bytes"].append(float(await asyncio.to_thread(server.resident_bytes)))
+            await asyncio.sleep(0.5)
+
+    task = asyncio.ensure_future(look())
+    try:
+        yield seen
+    finally:
+        task.cancel()
+
+
+def growth(sizes: list[float]) -> float:
+    """Return the memory of the last half as a multiple of that before, without the first fifth, which warms up."""
+    start, half = len(sizes) // 5, len(sizes) // 2
+    return float(np.median(sizes[half:]) / np.median(sizes[start:half]))
+
+
 def free_ports(number: int) -> list[int]:
     """Return ports that are free now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
@@ -147,7 +172,7 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def photographs(number: int, seed: int = 0) -> list[bytes]:
+def photographs(number: int, seed: int = 0, size: tuple[int, int] = SIZE) -> list[bytes]:
     """Return JPEG files, crops of the two photographs that scikit-learn ships."""
     from sklearn.datasets import load_sample_images
 
@@ -159,7 +184,7 @@ def photographs(number: int, seed: int = 0) -> list[bytes]:
         width = height * SIZE[0] // SIZE[1]
         left, top = int(rng.integers(0, photo.width - width + 1)), int(rng.integers(0, photo.height - height + 1))
         buffer = io.BytesIO()
-        photo.crop((left, top, left + width, top + height)).resize(SIZE).save(buffer, "JPEG", quality=90)
+        photo.crop((left, top, left + width, top + height)).resize(size).save(buffer, "JPEG", quality=90)
         files.append(buffer.getvalue())
     return files
 
