@@ -67,7 +67,7 @@ def http_app(engine: Engine, options: ServeOptions, journal: Journal) -> ASGIApp
             Route(f"{model}/config", api.guarded(api.config)),
             Route(f"{model}/infer", api.guarded(api.infer), methods=["POST"]),
         ]
-    lost = {status: api.lost for status in (404, 405)}
+    lost = dict.fromkeys((404, 405), api.lost)
     return _closing(Starlette(routes=routes, exception_handlers=lost), engine)
 
 
