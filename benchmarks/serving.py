@@ -1,10 +1,11 @@
-"""What dynamic batching gives, and what the server costs: ResNet-18 at 224 px, fp32, single-image requests over gRPC.
+"""What the server costs: its throughput and latency beside the runtime alone, and beside an older server.
 
-    python benchmarks/serving.py            in the environment with the extra `serve`
-    python benchmarks/serving.py --seconds 5
+    python benchmarks/serving.py [--old CHECKOUT --old-python PYTHON] [--seconds 1.5] [--rounds 2] [--only small]
 
-The load is made by Triton's own perf_analyzer (``make peers``), on the machine that serves. Fails below 80 % of the
-runtime alone at the batch that formed, and where batching gains less than 80 % of what the runtime alone gains by it.
+ResNet-18 at 224 px in fp32 and int8, and a small encoder at 28 px, on the processor; one image in a request, pixels or
+JPEG files of 640x480. The load is made by Triton's own perf_analyzer (``make peers``), on the machine that serves. Old
+and new take turns (old new, old new), and the runtime alone is measured after each turn, at the batch that formed.
+Fails, after everything is stored, where a bound is missed.
 """
 
 import argparse
@@ -14,62 +15,91 @@ import io
 import json
 import os
 import re
-import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean, median
 
 import numpy as np
-import torch
-from PIL import Image
-
-from mio_export import export, open_runtime
-from mio_export.models import build_encoder
-from mio_export.preprocess import Preprocess
-from mio_export.serving import ServeOptions, Server
-from mio_export.serving.workspace import Triton
 
 sys.path.insert(0, str(Path(__file__).parent))
-PERF_ANALYZER = Path(__file__).parent.parent / ".peers" / "bin" / "perf_analyzer"
-CLIENTS = 16
-SIZING = (1, 4, 16, 64)
-"""Numbers of clients that the advice on sizing is measured at."""
-MAX_BATCH = 16
+
+from served import ROOT, Code, Running, make_bundle, photographs, serving
+
+PERF_ANALYZER = ROOT / ".peers" / "bin" / "perf_analyzer"
+SIDES = {"resnet18": 224, "small": 28}
 NUM_IMAGES = 8
+LEAST_SHARE = 0.95
+"""Of the runtime alone at the batch that formed; where there are four clients or more, and an image costs something."""
+LEAST_RATE = 1000
+"""Images/s of the small encoder with eight clients."""
+MOST_ADDED_MS = 1.5
+"""What the server may add to the runtime's median, with one client."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What is measured at once."""
+
+    encoder: str
+    precision: str
+    protocol: str
+    kind: str
+    clients: int
+
+
+CELLS = [
+    *(
+        Cell(encoder="resnet18", precision=precision, protocol=protocol, kind=kind, clients=clients)
+        for precision in ("fp32", "int8")
+        for kind in ("pixels", "files")
+        for protocol, numbers in (("grpc", (1, 4, 16, 64)), ("http", (16,)))
+        for clients in numbers
+    ),
+    *(
+        Cell(encoder="small", precision="fp32", protocol=protocol, kind=kind, clients=clients)
+        for kind, numbers in (("pixels", (1, 8)), ("files", (8,)))
+        for protocol in ("grpc", "http")
+        for clients in numbers
+    ),
+]
 
 
 class Load:
-    """Load from perf_analyzer: single images in turn, as pixels or as JPEG files of 640x480."""
+    """Load from perf_analyzer: single images in turn."""
 
-    def __init__(self, folder: Path, seconds: float) -> None:
+    def __init__(self, folder: Path, python: Path, seconds: float) -> None:
         self._folder, self._seconds = folder, seconds
+        self._libraries = libraries(python)
         for name, pattern in (("libb64.so.0d", "libb64-*"), ("libcudart.so.12", "libcudart-*")):
-            (folder / name).symlink_to(next(Triton.installed().libraries.glob(pattern)))
+            (folder / name).symlink_to(next(self._libraries.glob(pattern)))
         rng = np.random.default_rng(0)
-        pixels = [rng.integers(0, 256, (224, 224, 3), dtype=np.uint8).tobytes() for _ in range(NUM_IMAGES)]
-        files = [jpeg(rng) for _ in range(NUM_IMAGES)]
-        self._write("pixels", pixels, [224, 224, 3])
-        self._write("jpeg", [struct.pack("<I", len(file)) + file for file in files], [1])
+        for encoder, side in SIDES.items():
+            pixels = [rng.integers(0, 256, (side, side, 3), dtype=np.uint8).tobytes() for _ in range(NUM_IMAGES)]
+            self._write(f"{encoder}-pixels", pixels, [side, side, 3])
+        files = photographs(NUM_IMAGES, seed=1)
+        for encoder in SIDES:
+            self._write(f"{encoder}-files", [struct.pack("<I", len(file)) + file for file in files], [1])
 
-    def run(self, server: Server, kind: str, clients: int) -> dict[str, float]:
-        """Return images/s and latencies of some clients, and the mean batch that formed."""
-        options, report = server.options, self._folder / "report.csv"
-        before = batches(options.metrics_port, server.name)
-        command = [PERF_ANALYZER, "-m", server.name + ("_jpeg" if kind == "jpeg" else ""), "-i", "grpc"]
-        command += ["-u", f"127.0.0.1:{options.grpc_port}", "--concurrency-range", clients, "-b", 1, "-f", report]
-        command += ["--input-data", self._folder / f"{kind}.json", "-p", round(1000 * self._seconds), "-r", 6]
-        environment = os.environ | {"LD_LIBRARY_PATH": f"{self._folder}:{Triton.installed().libraries}"}
+    def run(self, server: Running, cell: Cell) -> dict[str, float]:
+        """Return images/s, latencies, and the mean batch that formed."""
+        port = server.grpc_port if cell.protocol == "grpc" else server.http_port
+        report, data = self._folder / "report.csv", self._folder / f"{cell.encoder}-{cell.kind}.json"
+        command = [PERF_ANALYZER, "-m", server.models[cell.kind], "-i", cell.protocol, "-u", f"127.0.0.1:{port}"]
+        command += ["--concurrency-range", cell.clients, "-b", 1, "-f", report, "--input-data", data]
+        command += ["-p", round(1000 * self._seconds), "-s", 999]  # three windows, however much they differ
+        environment = os.environ | {"LD_LIBRARY_PATH": f"{self._folder}:{self._libraries}"}
+        before = batches(server)
         done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
+            raise SystemExit(f"{cell}\n{done.stdout}{done.stderr}")
         (row,) = csv.DictReader(io.StringIO(report.read_text()))
-        number, total = (b - a for a, b in zip(before, batches(options.metrics_port, server.name), strict=True))
+        number, total = (b - a for a, b in zip(before, batches(server), strict=True))
         return {
             "images_per_s": float(row["Inferences/Second"]),
             "p50_ms": float(row["p50 latency"]) / 1000,
@@ -77,95 +107,127 @@ class Load:
             "mean_batch": total / number,
         }
 
-    def _write(self, kind: str, items: list[bytes], shape: list[int]) -> None:
+    def _write(self, name: str, items: list[bytes], shape: list[int]) -> None:
         data = [{"images": {"b64": base64.b64encode(item).decode(), "shape": shape}} for item in items]
-        (self._folder / f"{kind}.json").write_text(json.dumps({"data": data}))
+        (self._folder / f"{name}.json").write_text(json.dumps({"data": data}))
 
 
-def jpeg(rng: np.random.Generator) -> bytes:
-    """Return a file of the weight of a photograph: smooth shapes and some grain."""
-    small = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize((640, 480), Image.BICUBIC)
-    grain = rng.normal(0, 6, (480, 640, 1))
-    buffer = io.BytesIO()
-    Image.fromarray(np.clip(np.asarray(small) + grain, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+def libraries(python: Path) -> Path:
+    """Return the folder of the libraries that perf_analyzer needs, which come with Triton's package."""
+    for environment in (ROOT / ".venv-triton", python.parent.parent):
+        for found in environment.glob("lib/python*/site-packages/nvidia_pytriton.libs"):
+            return found
+    raise SystemExit("perf_analyzer needs the libraries of nvidia-pytriton: name the old server's --old-python")
 
 
-def free_ports() -> dict[str, int]:
-    """Return three ports that are free now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return dict(zip(("http_port", "grpc_port", "metrics_port"), ports, strict=True))
-
-
-@contextmanager
-def serving(bundle: Path, *, max_batch: int) -> Iterator[Server]:
-    """Start a server with ONNX Runtime."""
-    options = ServeOptions(runtime="onnxruntime", device="cpu", max_batch=max_batch, **free_ports())
-    with Server(bundle, options) as server:
-        yield server
-
-
-def batches(port: int, model: str) -> tuple[float, float]:
-    """Return the number of batches so far, and of images in them."""
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
-    found = [re.search(rf'mio_batch_images_{what}{{model="{model}"}} (\S+)', text) for what in ("count", "sum")]
-    number, total = (float(match.group(1)) if match else 0.0 for match in found)
+def batches(server: Running) -> tuple[float, float]:
+    """Return the number of batches so far, and of images in them, over the models that count them."""
+    text = server.get("/metrics", port=server.metrics_port) or ""
+    number, total = (
+        sum(map(float, re.findall(rf"^mio_batch_images_{what}(?:{{.*}})? (\S+)$", text, re.MULTILINE)))
+        for what in ("count", "sum")
+    )
     return number, total
 
 
-def alone(bundle: Path, *, batch: int, seconds: float) -> float:
-    """Return images/s of the runtime without a server."""
-    images = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
-    with open_runtime(bundle, "onnxruntime", device="cpu") as runtime:
-        runtime.embed(images)
-        count, start = 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
+def alone(bundle: Path, precision: str, *, batch: int, seconds: float) -> dict[str, float]:
+    """Return images/s and the median latency of the runtime without a server."""
+    from mio_export import open_runtime
+
+    side, times = SIDES[bundle.stem], []
+    images = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+    with open_runtime(bundle, "onnxruntime", precision=precision, device="cpu") as runtime:
+        for _ in range(3):
             runtime.embed(images)
-            count += batch
-        return count / (time.perf_counter() - start)
+        end = time.perf_counter() + seconds
+        while (start := time.perf_counter()) < end:
+            runtime.embed(images)
+            times.append(time.perf_counter() - start)
+    return {"batch": batch, "images_per_s": batch / mean(times), "p50_ms": 1000 * median(times)}
+
+
+def measured(
+    cell: Cell, servers: dict[str, Running], load: Load, bundle: Path, *, rounds: int, seconds: float
+) -> dict[str, object]:
+    """Measure a cell in turns; return the means of all turns and the ratios."""
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in [*servers, "runtime"]}
+    for _ in range(rounds):
+        for name, server in servers.items():
+            turns[name].append(load.run(server, cell))
+        batch = max(1, round(turns["new"][-1]["mean_batch"]))
+        turns["runtime"].append(alone(bundle, cell.precision, batch=batch, seconds=seconds))
+    found = {name: {key: mean(turn[key] for turn in runs) for key in runs[0]} for name, runs in turns.items()}
+    row: dict[str, object] = asdict(cell) | found
+    rate, runtime = found["new"]["images_per_s"], found["runtime"]
+    if "old" in servers:
+        pairs = zip(turns["new"], turns["old"], strict=True)
+        row["times the old server, by turn"] = [new["images_per_s"] / old["images_per_s"] for new, old in pairs]
+    if cell.kind == "pixels":
+        row["share of the runtime alone"] = rate / runtime["images_per_s"]
+        if cell.clients == 1:
+            row["added_ms"] = found["new"]["p50_ms"] - runtime["p50_ms"]
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def short(row: dict[str, object]) -> list[str]:
+    """Return the bounds that a cell misses."""
+    name = " ".join(str(row[key]) for key in ("encoder", "precision", "protocol", "kind", "clients"))
+    missed = []
+    times = row.get("times the old server, by turn", [1.0])
+    if row["encoder"] == "resnet18" and max(times) < 1:
+        missed.append(f"{name}: {mean(times):.3f} times the old server, and slower in every turn")
+    share = row.get("share of the runtime alone", 1.0)
+    if row["encoder"] == "resnet18" and int(row["clients"]) >= 4 and share < LEAST_SHARE:
+        missed.append(f"{name}: {share:.3f} of the runtime alone")
+    if float(row.get("added_ms", 0.0)) > MOST_ADDED_MS:
+        missed.append(f"{name}: {row['added_ms']:.2f} ms above the runtime alone")
+    rate = row["new"]["images_per_s"]
+    if row["encoder"] == "small" and row["clients"] == 8 and row["kind"] == "pixels" and rate < LEAST_RATE:
+        missed.append(f"{name}: {rate:.0f} images/s")
+    return missed
 
 
 def main() -> None:
     """Measure, store, hold to the bounds."""
     from machine import save
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--seconds", type=float, default=5.0, help="of one of perf_analyzer's windows; it takes 3 or more"
-    )
-    seconds = parser.parse_args().seconds
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--old", type=Path, help="checkout of an older version to compare with")
+    parser.add_argument("--old-python", type=Path, help="its Python  [default: CHECKOUT/.venv-serve/bin/python]")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a window; perf_analyzer takes three")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", choices=SIDES)
+    parser.add_argument("--cells", type=int, help="measure only so many, and store nothing")
+    options = parser.parse_args()
+    codes = {"new": Code()}
+    if options.old:
+        python = options.old_python or options.old / ".venv-serve" / "bin" / "python"
+        codes = {"old": Code(tree=options.old.resolve(), python=python.absolute()), **codes}
+    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        torch.manual_seed(0)
-        bundle = folder / "resnet18.mio"
-        encoder = build_encoder("torchvision/resnet18", Preprocess(image_size=224)).eval()
-        export(encoder, bundle, formats=("onnx",), max_batch=MAX_BATCH)
-        load = Load(folder, seconds)
-        with serving(bundle, max_batch=MAX_BATCH) as server:
-            sizing = {
-                kind: {str(clients): load.run(server, kind, clients) for clients in SIZING}
-                for kind in ("pixels", "jpeg")
-            }
-        with serving(bundle, max_batch=1) as server:
-            single = load.run(server, "pixels", CLIENTS)
-        batched = sizing["pixels"][str(CLIENTS)]
-        sizes = (1, round(batched["mean_batch"]))
-        runtime = {str(size): alone(bundle, batch=size, seconds=3 * seconds) for size in sizes}
-    one, many = (runtime[str(size)] for size in sizes)
-    results = {
-        "clients": sizing,
-        "without batching": single,
-        "runtime alone, images_per_s by batch": runtime,
-        "gain by batching": batched["images_per_s"] / single["images_per_s"],
-        "the runtime's own gain": many / one,
-        "share of the runtime alone": batched["images_per_s"] / many,
-    }
-    save("serving", results)
-    assert results["gain by batching"] >= 0.8 * results["the runtime's own gain"], results
-    assert results["share of the runtime alone"] >= 0.8, results
+        load = Load(folder, next(iter(codes.values())).python, options.seconds)
+        for encoder, side in SIDES.items():
+            if options.only not in (None, encoder):
+                continue
+            cells = [cell for cell in CELLS if cell.encoder == encoder][: options.cells]
+            precisions = tuple(dict.fromkeys(cell.precision for cell in cells))
+            bundle = make_bundle(folder / f"{encoder}.mio", encoder, side=side, precisions=precisions)
+            for precision in precisions:
+                with ExitStack() as stack:
+                    servers = {
+                        name: stack.enter_context(serving(bundle, "--precision", precision, code=code))
+                        for name, code in codes.items()
+                    }
+                    for cell in (cell for cell in cells if cell.precision == precision):
+                        times = {"rounds": options.rounds, "seconds": options.seconds}
+                        rows.append(measured(cell, servers, load, bundle, **times))
+    missed = [line for row in rows for line in short(row)]
+    if options.cells is None:
+        save("serving", {"bounds missed": missed, "cells": rows})
+    if missed:
+        raise SystemExit("\n".join(["bounds missed:", *missed]))
 
 
 if __name__ == "__main__":

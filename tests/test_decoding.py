@@ -106,6 +106,26 @@ def test_a_photo_is_decoded_here_and_what_may_take_long_is_not(photo_crops):
     assert passes_of(animated) is None
 
 
+def test_an_isolated_decoder_decodes_nothing_here(photo_crops, monkeypatch):
+    data = encoded(photo_crops[0], "JPEG")
+    expected = CONTRACT.decode(data)
+    with Decoder(CONTRACT, isolated=True) as apart, Decoder(CONTRACT) as here:
+        monkeypatch.setattr(Preprocess, "decode", lambda *_, **__: pytest.fail("decoded in this process"))
+        np.testing.assert_array_equal(apart.decode(data), expected)
+        with pytest.raises(pytest.fail.Exception):
+            here.decode(data)
+
+
+def test_a_process_that_was_killed_between_two_files_costs_neither(photo_crops):
+    data = encoded(photo_crops[0], "JPEG")
+    with Decoder(CONTRACT, isolated=True) as decoder:
+        expected = decoder.decode(data)
+        (process,) = decoder._idle
+        process.kill()
+        process._process.wait()
+        np.testing.assert_array_equal(decoder.decode(data), expected)
+
+
 def icon_of_a_jpeg(side):
     """A BLP file that says that it is 16 pixels a side, and holds a JPEG that is not."""
     inner = encoded(Image.new("L", (side, side)), "JPEG")

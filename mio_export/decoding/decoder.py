@@ -113,6 +113,9 @@ class Decoder:
         with self._lock:
             self._check_open()
             process = self._idle.pop() if self._idle else None
+        if process is not None and not process.is_alive:  # killed meanwhile, by whoever; no file is to blame
+            process.close()
+            process = None
         if process is None:
             process = DecodingProcess(self._preprocess, self.limits)
         with self._lock:

@@ -166,7 +166,7 @@ def _said(
     """Return what a server says of itself, checked: parameters, most images in a request, image shape, dimension."""
     try:
         says, twice = ({name: str(v["string_value"]) for name, v in c["parameters"].items()} for c in (files, pixels))
-        if not says.keys() >= {*_SAID} or any(says[name] != twice[name] for name in _SAID):
+        if any(says[name] != twice[name] for name in _SAID):
             raise ValueError("its two models are not of one encoder")
         height, width, channels = (int(extent) for extent in pixels["input"][0]["dims"])
         (dim,) = (int(output["dims"][0]) for output in files["output"] if output["name"] == EMBEDDING)

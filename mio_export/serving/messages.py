@@ -71,7 +71,7 @@ _MESSAGES = {
 }
 
 
-def message(name: str, **fields: Any) -> Any:
+def message(name: str, /, **fields: Any) -> Any:
     """Return a message; fields are numbers, strings, bytes, dictionaries and lists of them."""
     return message_class(name)(**fields)
 

@@ -4,11 +4,13 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import Bundle, broken_files, load_bundle
-from mio_export.embedding.ray_engine import check_versions, cluster
+from mio_export.embedding.ray_engine import check_versions, cluster, engine_of
 from mio_export.embedding.versions import versions_here
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
 from mio_export.progress import Progress
@@ -78,12 +80,21 @@ def serve_with_ray(
     Raises:
         UsageError: an option does not go with Ray, the port is taken, or the cluster serves something already.
         GateError: the bundle was changed.
+        MissingBackendError: Ray is not installed.
         MioError: the cluster cannot be joined, no replica starts, or not all open requests were answered in time.
     """
     if options.grpc_port != ServeOptions.grpc_port or options.workers != 1 or replicas < 1:
         raise UsageError("--engine ray takes --replicas, 1 or more, and neither --grpc-port nor --workers")
+    engine_of("ray", address=address, cache=None)  # it may not be installed
     progress = progress or Progress()
     server = Server(bundle, options, progress=progress)  # checks all that can be checked, and listens nowhere
+    try:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        socket.create_server((options.host, options.http_port), family=family).close()
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen at {options.host} port {options.http_port}: {error.strerror}; choose another --http-port"
+        ) from None
     with cluster(address):
         from ray import serve
 
@@ -96,12 +107,11 @@ def serve_with_ray(
             for line in server.description().split("\n"):
                 if not line.startswith("  gRPC"):
                     progress.line(line)
-            while True:
-                time.sleep(_POLL_S)
-        except (Interrupted, KeyboardInterrupt):
+            _wait()
             _drain(options.timeout_s)
         finally:
-            serve.shutdown()
+            with redirect_stdout(StringIO()):  # Ray prints there that the controller it ends has ended
+                serve.shutdown()
     progress.line("server stopped; all open requests were answered")
 
 
@@ -111,20 +121,19 @@ def _start(bundle: Bundle, choice: Choice, options: ServeOptions, replicas: int)
     from ray import serve
 
     place = {"host": options.host, "port": options.http_port}
-    try:
-        socket.create_server((options.host, options.http_port)).close()
-    except OSError as error:
-        raise UsageError(f"cannot listen at {place} ({error.strerror}); choose another --http-port") from None
     tls = {"ssl_certfile": options.tls_cert, "ssl_keyfile": options.tls_key}
     longest_s = options.timeout_s + options.max_wait_s
     serve.start(http_options={**place, **tls, "request_timeout_s": longest_s, "keep_alive_timeout_s": 75})
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    share: dict[str, Any] = {"num_cpus": max(1, min(max(cpus), sum(cpus) // replicas))}
+    # the most for each that so many of them fit
+    share = next((most for most in range(max(cpus), 0, -1) if sum(num // most for num in cpus) >= replicas), None)
+    if share is None:
+        raise UsageError(f"--replicas must be at most {sum(cpus)}, the processors of the Ray cluster; got {replicas}")
     deployment = serve.deployment(
         serve.ingress()(_Replica),
         name=_NAME,
         num_replicas=replicas,
-        ray_actor_options=share if choice.device == "cpu" else {**share, "num_gpus": 1},
+        ray_actor_options={"num_cpus": share, "num_gpus": int(choice.device != "cpu")},
         max_ongoing_requests=options.max_queue,
         max_queued_requests=options.max_queue,
         max_constructor_retry_count=1,
@@ -138,9 +147,18 @@ def _start(bundle: Bundle, choice: Choice, options: ServeOptions, replicas: int)
     end = time.monotonic() + _START_S
     while (state := serve.status().applications[_NAME]).status != "RUNNING":
         if state.status == "DEPLOY_FAILED" or time.monotonic() > end:
-            reason = next((d.message for d in state.deployments.values() if d.message), state.message)
-            raise MioError(f"Ray Serve does not start ({state.status}): {' '.join(reason.split())[-300:]}")
+            said = next((d.message for d in state.deployments.values() if d.message), state.message)
+            reason = (said.strip().splitlines() or [state.status.value])[-1]
+            raise MioError(f"Ray Serve does not start: {reason[-300:].removeprefix('mio_export.errors.')}")
         time.sleep(_POLL_S)
+
+
+def _wait() -> None:
+    try:
+        while True:
+            time.sleep(_POLL_S)
+    except (Interrupted, KeyboardInterrupt):
+        return
 
 
 def _drain(timeout_s: float) -> None:

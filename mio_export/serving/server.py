@@ -30,7 +30,6 @@ from mio_export.serving.options import ServeOptions
 from mio_export.serving.protocol import PIXELS, model_name
 
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mio_export.serving.worker import main; main()"
-_START_S = 300.0
 _SPARE_S = 5.0
 _MOST_DEATHS = 3
 _BACKLOG = 2048
@@ -72,16 +71,11 @@ class Server:
     def __init__(
         self, bundle: Bundle | str | Path, options: ServeOptions | None = None, *, progress: Progress | None = None
     ) -> None:
-        self.options = options or ServeOptions()
-        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        if broken := broken_files(self.bundle):
-            raise GateError("\n     ".join([f"{self.bundle.path} is not served; it was changed", *broken]))
+        self.options, self._progress = options or ServeOptions(), progress or Progress()
+        self.bundle, self.choice = checked(bundle, self.options, self._progress)
         self.name = model_name(self.bundle.path.resolve().name.removesuffix(".mio"))
-        self.options.batch_for(self.bundle)
-        self._progress = progress or Progress()
-        self.choice = settled(self.bundle, self.options, self._progress)
         self._family, self._address = _resolved(self.options.host)
-        self._check_tls()
+        _check_pair(self.options.tls_cert, self.options.tls_key)
         self._stack = ExitStack()
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Process] = []
@@ -121,11 +115,8 @@ class Server:
             self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mio-serve-"))
             for _ in range(self.options.workers):
                 self._start()
-            deadline = time.monotonic() + _START_S
             while not all(worker.state.get("ready") for worker in self._workers):
-                if time.monotonic() > deadline:
-                    raise MioError(f"the server was not ready after {_START_S:.0f} s")
-                self._look(1)
+                self._look(None)
         except BaseException:
             self._close()
             raise
@@ -148,11 +139,10 @@ class Server:
         Raises:
             MioError: workers die before they are ready.
         """
-        try:
+        with suppress(Interrupted, KeyboardInterrupt):
             while True:
                 self._look(None)
-        except (Interrupted, KeyboardInterrupt):
-            return self._end()
+        return self._end()
 
     def _start(self) -> None:
         read, write = os.pipe()
@@ -169,7 +159,7 @@ class Server:
                 [sys.executable, "-I", "-c", _START, json.dumps(search_path())],
                 stdin=subprocess.PIPE,
                 pass_fds=(self._listener.fileno(), write),
-                env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._folder},
+                env={"GRPC_VERBOSITY": "NONE", **os.environ, "PROMETHEUS_MULTIPROC_DIR": self._folder},
                 start_new_session=True,  # Ctrl-C is for this process, which then ends that one in order
             )
         finally:
@@ -261,23 +251,18 @@ class Server:
                 f" --{option.replace('_', '-')} or --host"
             ) from None
 
-    def _check_tls(self) -> None:
-        if self.options.tls_cert and self.options.tls_key:
-            try:
-                ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-                    self.options.tls_cert, self.options.tls_key, password=""
-                )
-            except OSError as error:  # ssl.SSLError is one
-                raise UsageError(f"{self.options.tls_cert} and {self.options.tls_key} are no pair: {error}") from None
 
-
-def settled(bundle: Bundle, options: ServeOptions, progress: Progress) -> Choice:
-    """Choose the artifact as ``mio embed`` does; only one that was proved is served.
+def checked(bundle: Bundle | str | Path, options: ServeOptions, progress: Progress) -> tuple[Bundle, Choice]:
+    """Open a bundle and choose its artifact as ``mio embed`` does; only one that was proved is served.
 
     Raises:
-        UsageError: there is none.
-        GateError: its evidence does not fit it.
+        UsageError: there is none, or an option does not fit the bundle.
+        GateError: a file of the bundle or its evidence is not what it was.
     """
+    bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    if broken := broken_files(bundle):
+        raise GateError("\n     ".join([f"{bundle.path} is not served; it was changed", *broken]))
+    options.batch_for(bundle)
     if options.runtime == "auto":
         choice = fastest(bundle, precision=options.precision, device=options.device, progress=progress)
     else:
@@ -285,7 +270,7 @@ def settled(bundle: Bundle, options: ServeOptions, progress: Progress) -> Choice
     if choice.runtime == "torch":
         raise UsageError(f"{bundle.path} has no proved artifact to serve; export one: mio export -f onnx")
     check_evidence(bundle, choice)
-    return choice
+    return bundle, choice
 
 
 def _resolved(host: str) -> tuple[int, str]:
@@ -295,6 +280,15 @@ def _resolved(host: str) -> tuple[int, str]:
     except (OSError, UnicodeError) as error:
         raise UsageError(f"--host {host!r} is no address of this machine: {error}") from None
     return family, str(place[0])
+
+
+def _check_pair(cert: str | None, key: str | None) -> None:
+    """Refuse a certificate and a key that do not belong together, or cannot be read."""
+    try:
+        if cert and key:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password="")
+    except OSError as error:  # ssl.SSLError is one
+        raise UsageError(f"{cert} and {key} are no certificate and its key: {error}") from None
 
 
 def _turn_newcomers_away(listener: socket.socket) -> None:
@@ -321,4 +315,4 @@ def _parity(bundle: Bundle, choice: Choice) -> str:
     )
 
 
-__all__ = ["Server", "settled"]
+__all__ = ["Server", "checked"]

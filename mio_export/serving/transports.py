@@ -44,7 +44,7 @@ class HttpTransport:
         from urllib3.exceptions import HTTPError, SSLError
 
         end, content = time.monotonic() + self._timeout_s, bytearray()
-        options: Any = {"retries": False, "redirect": False, "preload_content": False, "timeout": self._timeout_s}
+        options: Any = {"retries": False, "preload_content": False, "timeout": self._timeout_s}
         options |= {"body": body, "headers": {**self._headers, **headers}}
         try:
             with self._pool.request(method, self._url + path, **options) as response:

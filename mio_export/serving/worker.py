@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 import uvloop
@@ -41,15 +41,13 @@ def main() -> None:
     settings = json.loads(sys.stdin.buffer.readline())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(_MOST_FILES, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    with suppress(OSError, ValueError):  # macOS allows less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
     try:
-        num_open = uvloop.run(_Worker(settings).run())
+        uvloop.run(_Worker(settings).run())
     except (MioError, RuntimeError) as error:  # gRPC's, where it cannot listen
         _tell(settings, failed=type(error).__name__, text=str(error))
-        sys.exit(1)
-    _tell(settings, num_open=num_open)
-    sys.stdout.flush()
-    os._exit(1 if num_open else 0)  # whatever was not answered may hold a thread that never ends
+        os._exit(1)  # a thread may wait for ever
 
 
 def _tell(settings: dict[str, Any], **state: Any) -> None:
@@ -79,8 +77,8 @@ class _Worker:
         self._state = ServerState()
         self._greeted: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> int:
-        """Serve; return the number of requests that were not answered."""
+    async def run(self) -> NoReturn:
+        """Serve until the end of this process."""
         loop, end = asyncio.get_running_loop(), asyncio.Event()
         rpc = self._service.server(self._settings["address"])
         await rpc.start()
@@ -100,12 +98,15 @@ class _Worker:
         await self._say_farewell()
         await self._wait_for_silence(deadline)
         num_open = self._num_open
-        for connection in list(self._state.connections):
-            connection.shutdown()
-        await rpc.stop(0)
+        if not num_open:
+            for connection in list(self._state.connections):
+                connection.shutdown()
+            await rpc.stop(0)
+            self._engine.close()
         self._journal.close()
-        self._engine.close()
-        return num_open
+        sys.stdout.flush()
+        _tell(self._settings, num_open=num_open)
+        os._exit(1 if num_open else 0)  # what was not answered may hold a thread that never ends
 
     @property
     def _num_open(self) -> int:
@@ -160,7 +161,7 @@ class _Worker:
         self._service.is_refusing = True
         last = loop.time()
         while loop.time() < min(deadline, last + _QUIET_S):
-            if self._num_open or self._greeted:
+            if self._num_open:
                 last = loop.time()
             await asyncio.sleep(_LOOK_S)
 

@@ -1,316 +1,327 @@
+"""What a server does when it starts, is attacked, loses a process, and ends."""
+
+import base64
 import io
 import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
-from PIL import Image
+import urllib3
 
-pytest.importorskip("pytriton", reason="the server has an environment of its own: make test builds it")
-
-import tritonclient.grpc
-import tritonclient.http
-from tritonclient.utils import InferenceServerException, shared_memory
-
-from mio_export.errors import GateError, MioError, SpaceError, UsageError
+from mio_export.errors import GateError, UsageError
 from mio_export.runtimes import open_runtime
-from mio_export.serving import RemoteEncoder, ServeOptions, Server
+from mio_export.serving import ServeOptions, Server
+from mio_export.serving.messages import message
+from tests.serving.conftest import children, free_ports, infer_http, infer_request, method
 
-BOTH = pytest.mark.parametrize("protocol", ["http", "grpc"])
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
 
-def bomb():
-    """A few kilobytes that are 81 million pixels."""
+@pytest.fixture(scope="module")
+def photo(photo_crops):
     buffer = io.BytesIO()
-    Image.new("1", (9000, 9000)).save(buffer, "PNG")
+    photo_crops[0].save(buffer, "JPEG")
     return buffer.getvalue()
 
 
-def jpegs(photo_crops, number):
-    """Different JPEGs, in several sizes."""
-    files = []
-    for index in range(number):
-        image = photo_crops[index % len(photo_crops)].rotate(index).resize((60 + index, 80))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=90)
-        files.append(buffer.getvalue())
-    return files
-
-
-def cosine(a, b):
-    return ((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min()
-
-
-@BOTH
-def test_200_images_get_the_embeddings_of_the_artifact(server, bundle, photo_crops, protocol):
-    files = jpegs(photo_crops, 200)
-    pixels = np.stack([bundle.manifest.preprocess.decode(file) for file in files])
+@pytest.fixture(scope="module")
+def expected(bundle):
     with open_runtime(bundle, "onnxruntime") as runtime:
-        expected = np.concatenate([runtime.embed(pixels[i : i + 20]) for i in range(0, 200, 20)])
-    with RemoteEncoder(getattr(server, protocol)) as encoder:
-        assert encoder.space == bundle.manifest.space
-        vectors = encoder.embed(pixels)
-        assert vectors.dtype == np.float32
-        assert vectors.shape == expected.shape
-        assert cosine(vectors, expected) >= 0.99999
-        vectors, errors = encoder.embed_files(files)
-        assert errors == [None] * 200
-        assert cosine(vectors, expected) >= 0.99999
+        return runtime.embed(PIXELS)
 
 
-@BOTH
-def test_a_bad_image_answers_for_itself_and_its_neighbours_are_untouched(server, photo_crops, protocol):
-    good = jpegs(photo_crops, 3)
-    png = io.BytesIO()
-    Image.new("RGB", (1, 1), (9, 99, 199)).save(png, "PNG")
-    with RemoteEncoder(getattr(server, protocol)) as encoder:
-        expected, _ = encoder.embed_files(good)
-        vectors, errors = encoder.embed_files([good[0], b"", good[1], good[1][:200], bomb(), b"text", good[2]])
-        one, fine = encoder.embed_files([png.getvalue()])
-    assert [error is None for error in errors] == [True, False, True, False, False, False, True]
-    assert errors[1] == "image 1: the file is empty"
-    assert errors[3].startswith("image 3: ")
-    assert errors[4] == "image 4: 9000x9000 is more than 50,000,000 pixels (decompression bomb)"
-    assert errors[5] == "image 5: not an image that Pillow can read"
-    assert np.isnan(vectors[[1, 3, 4, 5]]).all()
-    assert cosine(vectors[[0, 2, 6]], expected) >= 0.999999
-    assert fine == [None]  # an image of one pixel is an image
-    assert np.isfinite(one).all()
+@pytest.fixture
+def channel(server):
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        yield channel
 
 
-def infer(server, protocol, array, datatype, model="encoder"):
-    module = getattr(tritonclient, protocol)
-    with module.InferenceServerClient(f"127.0.0.1:{server.ports[protocol]}") as client:
-        tensor = module.InferInput("images", list(array.shape), datatype)
-        tensor.set_data_from_numpy(array)
-        return client.infer(model, [tensor])
+def answered(connection):
+    """Everything that comes until the connection is closed."""
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+    return data
 
 
-@BOTH
+def test_both_protocols_give_the_embeddings_of_the_artifact(server, channel, expected, bundle, photo):
+    infer = method(channel, "ModelInfer")
+    answer = infer(infer_request(PIXELS, id="7"))
+    assert (answer.id, answer.model_name, answer.model_version) == ("7", "encoder_pixels", "1")
+    vectors = np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(answer.outputs[0].shape)
+    np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+    with urllib3.PoolManager() as pool:
+        status, vectors, errors = infer_http(pool, server.http, PIXELS)
+    assert (status, errors) == (200, [""] * 3)
+    np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+    with open_runtime(bundle, "onnxruntime") as runtime:
+        right = runtime.embed(bundle.manifest.preprocess.decode(photo)[None])[0]
+    answer = infer(infer_request([photo, b"no image"], model="encoder"))
+    vectors = np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(2, -1)
+    np.testing.assert_allclose(vectors[0], right, rtol=1e-5, atol=1e-6)
+    assert np.isnan(vectors[1]).all()
+    assert b"not an image" in answer.raw_output_contents[1]
+
+
+def test_grpc_takes_typed_contents_and_gives_the_outputs_that_are_asked_for(channel, expected, photo):
+    infer = method(channel, "ModelInfer")
+    request = infer_request(PIXELS[:1], outputs=[{"name": "embedding"}])
+    request.ClearField("raw_input_contents")
+    request.inputs[0].contents.uint_contents.extend(PIXELS[:1].ravel().tolist())
+    answer = infer(request)
+    assert [output.name for output in answer.outputs] == ["embedding"]
+    vectors = np.frombuffer(answer.raw_output_contents[0], np.float32)
+    np.testing.assert_allclose(vectors, expected[0], rtol=1e-5, atol=1e-6)
+    request = infer_request([photo], model="encoder")
+    request.ClearField("raw_input_contents")
+    request.inputs[0].contents.bytes_contents.append(photo)
+    assert infer(request).raw_output_contents[1] == b"\0\0\0\0"
+
+
 @pytest.mark.parametrize(
-    ("array", "datatype", "model", "message"),
+    ("request_", "code", "text"),
     [
-        (np.zeros((1, 32, 32, 3), np.float32), "FP32", "encoder", "expects 'UINT8'"),
-        (np.zeros((1, 32, 31, 3), np.uint8), "UINT8", "encoder", "unexpected shape for input 'images'"),
-        (np.zeros((1, 3, 32, 32), np.uint8), "UINT8", "encoder", "unexpected shape for input 'images'"),
-        (np.zeros((32, 32, 3), np.uint8), "UINT8", "encoder", "unexpected shape for input 'images'"),
-        (np.zeros((33, 32, 32, 3), np.uint8), "UINT8", "encoder", "batch-size must be <= 32"),
-        (np.full((33, 1), b"x", object), "BYTES", "encoder_jpeg", "batch-size must be <= 32"),
-        (np.full((1, 2), b"x", object), "BYTES", "encoder_jpeg", "unexpected shape for input 'images'"),
+        (infer_request(PIXELS, model="nobody"), "NOT_FOUND", "unknown model 'nobody'"),
+        (infer_request(PIXELS, model_version="2"), "NOT_FOUND", "version 1"),
+        (infer_request(PIXELS, model="encoder"), "INVALID_ARGUMENT", "BYTES of shape"),
+        (infer_request(PIXELS[:, :31]), "INVALID_ARGUMENT", "UINT8 of shape"),
+        (infer_request(np.repeat(PIXELS, 11, axis=0)), "INVALID_ARGUMENT", "1 to 32 images, got 33"),
+        (infer_request(PIXELS, outputs=[{"name": "bad"}]), "INVALID_ARGUMENT", "no output 'bad'"),
     ],
 )
-def test_a_wrong_dtype_shape_or_size_is_refused(server, protocol, array, datatype, model, message):
-    with pytest.raises(InferenceServerException, match=message) as caught:
-        infer(server, protocol, array, datatype, model)
-    assert caught.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
-    assert "Traceback" not in str(caught.value)
-    assert "/" not in str(caught.value).replace("NOTE", "")
+def test_grpc_refuses_with_a_code_and_one_line(channel, request_, code, text):
+    with pytest.raises(grpc.RpcError, match=text) as caught:
+        method(channel, "ModelInfer")(request_)
+    assert caught.value.code().name == code
+    assert "Traceback" not in caught.value.details()
 
 
-def test_bytes_that_are_no_tensor_are_refused_without_a_trace(server):
-    header = {
-        "inputs": [{"name": "images", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}}]
-    }
-    head = json.dumps(header).encode()
-    request = urllib.request.Request(
-        server.http.replace("encoder", "v2/models/encoder_jpeg/infer"),
-        head + b"\xff\xff\xff\x7fxx",
-        {"Inference-Header-Content-Length": str(len(head))},
-    )
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=10)
-    assert 400 <= caught.value.code < 500
-    assert b"Traceback" not in caught.value.read()
-
-
-def test_shared_memory_is_taken_as_input(server, bundle):
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    with open_runtime(bundle, "onnxruntime") as runtime:
-        expected = runtime.embed(images)
-    handle = shared_memory.create_shared_memory_region("images", "/mio-test-images", images.nbytes)
-    try:
-        shared_memory.set_shared_memory_region(handle, [images])
-        with tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.ports['http']}") as client:
-            client.register_system_shared_memory("images", "/mio-test-images", images.nbytes)
-            tensor = tritonclient.http.InferInput("images", list(images.shape), "UINT8")
-            tensor.set_shared_memory("images", images.nbytes)
-            vectors = client.infer("encoder", [tensor]).as_numpy("embedding")
-            client.unregister_system_shared_memory("images")
-    finally:
-        shared_memory.destroy_shared_memory_region(handle)
-    assert cosine(vectors, expected) >= 0.99999
-
-
-def test_a_client_cannot_change_the_server(server, tmp_path):
-    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.ports['http']}") as client:
-        with pytest.raises(InferenceServerException):
-            client.update_log_settings({"log_file": str(tmp_path / "log")})
-        with pytest.raises(InferenceServerException):
-            client.unload_model("encoder")
-    assert server.is_ready()
-
-
-def test_another_space_is_refused(server):
-    with pytest.raises(SpaceError, match="another embedding space"):
-        RemoteEncoder(server.http, space="0" * 64)
-
-
-@pytest.mark.parametrize(
-    "url", ["127.0.0.1:8000", "ftp://127.0.0.1/encoder", "http://127.0.0.1:8000", "http:///encoder"]
-)
-def test_a_wrong_url_is_a_usage_error(url):
-    with pytest.raises(UsageError, match="http://HOST:PORT/NAME"):
-        RemoteEncoder(url)
-
-
-def test_an_unknown_model_and_a_silent_server_are_said(server):
-    with pytest.raises(UsageError, match="unknown model"):
-        RemoteEncoder(server.http + "s")
-    start = time.monotonic()
-    with pytest.raises(MioError, match="refused"):
-        RemoteEncoder("http://127.0.0.1:9/encoder", num_retries=2)
-    assert time.monotonic() - start > 0.1  # it came again
-
-
-@BOTH
-def test_a_live_server_is_held_to_the_gate(server, bundle, photos, mio, protocol):
-    result = mio("verify", bundle.path, "--server", getattr(server, protocol), "--images", photos)
-    assert result.code == 0, result.err
-    assert "proved" in result.out
-    assert "from pixels and from encoded images" in result.out
-
-
-def test_a_server_of_another_encoder_is_refused(server, run_folder, tmp_path, photos, mio):
-    from mio_export.exporting import export
-    from mio_export.models import load_encoder
-
-    other = load_encoder(run_folder)
-    with __import__("torch").no_grad():
-        next(other.parameters()).add_(0.5)
-    path = tmp_path / "other.mio"
-    export(other, path, formats=("onnx",), images=photos, max_batch=4)
-    result = mio("verify", path, "--server", server.http, "--images", photos)
-    assert result.code == 4
-    assert "another embedding space" in result.err
-
-
-def test_a_server_that_errs_is_refused(server, bundle, photos, monkeypatch):
-    from mio_export.serving import verify_server
-
-    right = RemoteEncoder.embed_files
-
-    def swapped(self, files):
-        vectors, errors = right(self, files)
-        return vectors[::-1], errors
-
-    monkeypatch.setattr(RemoteEncoder, "embed_files", swapped)
-    report = verify_server(bundle.path, server.http, images=photos)
-    assert not report.passed
-    assert any("preprocessing: golden image colour" in problem for problem in report.problems)
+def test_a_stream_answers_each_request_in_order_and_goes_on_after_a_bad_one(channel):
+    ask = method(channel, "ModelStreamInfer", kind="stream_stream")
+    models = ["encoder_pixels", "nobody", "encoder_pixels"]
+    answers = list(ask(infer_request(PIXELS, model=model, id=str(n)) for n, model in enumerate(models)))
+    assert [answer.infer_response.id for answer in answers] == ["0", "", "2"]
+    assert "unknown model" in answers[1].error_message
 
 
 def test_start_up_says_what_is_served_and_where(server):
     text = server.log.read_text()
     for part in (server.http, server.grpc, "encoder.onnx (onnxruntime fp32 on cpu)", "proved on cpu: cosine 1.0000000"):
         assert part in text
+    outside = socket.gethostbyname(socket.gethostname())
     with socket.socket() as other:
         other.settimeout(2)
-        assert other.connect_ex((socket.gethostbyname(socket.gethostname()), server.ports["http"])) or (
-            socket.gethostbyname(socket.gethostname()).startswith("127.")
-        )
+        assert outside.startswith("127.") or other.connect_ex((outside, server.http_port)) != 0
 
 
-def test_no_request_lies_while_every_client_waits(server):
-    """A queue with a limit does that in this Triton: one request in eight took half a second."""
-    image = np.zeros((1, 32, 32, 3), np.uint8)
-
-    def ask(_):
-        start = time.perf_counter()
-        with lock:
-            encoder = idle.pop() if idle else RemoteEncoder(server.grpc)
-        encoder.embed(image)
-        with lock:
-            idle.append(encoder)
-        return time.perf_counter() - start
-
-    idle, lock = [], threading.Lock()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(ask, range(16)))
-        seconds = list(pool.map(ask, range(600)))
-    for encoder in idle:
-        encoder.close()
-    assert np.percentile(seconds, 97) <= 15 * np.median(seconds)
-
-
-def test_metrics_count_requests_failures_batches_and_times(server, photo_crops):
-    with RemoteEncoder(server.http) as encoder:
-        encoder.embed_files([jpegs(photo_crops, 1)[0], b"", bomb()])
-    text = server.metrics()
-    for name in (
-        'mio_images{model="encoder_decode",result="not_decoded"}',
-        'mio_images{model="encoder_decode",result="too_many_pixels"}',
-        'mio_images{model="encoder",result="ok"}',
-        'mio_batch_images_bucket{model="encoder",le="1"}',
-        'mio_decode_seconds_count{model="encoder_decode"}',
-        'mio_inference_seconds_count{model="encoder"}',
-        'nv_inference_request_success{model="encoder",version="1"}',
-        'nv_inference_queue_duration_us{model="encoder",version="1"}',
-    ):
-        assert name in text
-
-
-@pytest.mark.parametrize("model", ["encoder", "encoder_decode"])
-def test_a_dead_worker_turns_readiness_off(serve, bundle, tmp_path, model):
-    with serve(bundle.path, tmp_path / "log") as running:
+def test_whoever_sends_too_slowly_is_refused_and_nobody_else(serve, bundle, tmp_path, expected):
+    with serve(bundle.path, tmp_path, "--timeout-seconds", "0.6") as running, urllib3.PoolManager() as pool:
+        with running.connect() as silent, running.connect() as slow, running.connect() as trickling:
+            slow.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n")
+            start = time.monotonic()
+            with pytest.raises(OSError):  # noqa: PT011, PT012 - reset or broken pipe
+                while time.monotonic() - start < 10:  # a line of the head now and then does not help
+                    trickling.sendall(b"GET / HTTP/1.1\r\n" if time.monotonic() - start < 0.1 else b"A: b\r\n")
+                    time.sleep(0.1)
+            assert infer_http(pool, running.http, PIXELS)[2] == [""] * 3
+            assert answered(slow).startswith(b"HTTP/1.1 408 ")
+            assert answered(silent) == b""
+        with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel:
+            ask = method(channel, "ModelInfer", kind="stream_unary")
+            with pytest.raises(grpc.RpcError, match=r"took more than 0.6 s") as caught:
+                ask(iter(lambda: time.sleep(1), 0), timeout=10)
+            assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert running.is_ready()
-        pid = next(pid for pid, name in running.workers().items() if name == model)
+        assert Counter(record["outcome"] for record in running.records())["too_slow"] == 3
+
+
+@pytest.mark.parametrize("size", [1, 300])
+def test_a_body_of_tiny_chunks_is_refused_early_and_one_of_small_chunks_is_not(server, size):
+    """A million chunks of a byte killed the server that this one replaces."""
+    head = b"POST /v2/models/encoder_pixels/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%b\r\n" % (size, b"x" * size)
+    with server.connect() as connection:
+        sender = threading.Thread(target=lambda: sent(connection, head + chunk * 4000 + b"0\r\n\r\n"))
+        sender.start()
+        start = time.monotonic()
+        answer = connection.recv(65536)
+        while b"}" not in answer:
+            answer += connection.recv(65536)
+        sender.join()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert (b"cannot be read" in answer) == (size == 300)  # it was read as a whole, and is no JSON
+    assert time.monotonic() - start < 5
+    assert server.is_ready()
+
+
+def sent(connection, data):
+    try:
+        connection.sendall(data)
+    except OSError:
+        return
+
+
+def test_half_closed_connections_are_answered(server, photo):
+    uri = f"data:image/jpeg;base64,{base64.b64encode(photo).decode()}"
+    body = json.dumps({"model": "encoder", "input": [uri] * 20}).encode()
+    with server.connect() as connection:
+        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        connection.shutdown(socket.SHUT_WR)
+        answer = answered(connection)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.count(b'"index"') == 20
+    with server.connect() as connection:
+        connection.sendall(b"POST /v2/models/encoder/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        connection.shutdown(socket.SHUT_WR)
+        answer = answered(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"cut off" in answer
+
+
+@pytest.mark.parametrize("endless", [b"A: %b\r\n" % (b"x" * 1000), b"x" * 1000], ids=["headers", "one header"])
+def test_an_endless_head_is_refused(server, endless):
+    with server.connect() as connection:
+        sender = threading.Thread(target=lambda: sent(connection, b"GET / HTTP/1.1\r\nA: " + endless * 5000))
+        sender.start()
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+        sender.join()
+
+
+def test_one_connection_too_many_is_told_to_come_again(server):
+    many = [server.connect() for _ in range(1024)]
+    with server.connect() as last:
+        answer = answered(last)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 1\r\n" in answer
+    for connection in many:
+        connection.close()
+    deadline = time.monotonic() + 5
+    while not server.is_ready():
+        assert time.monotonic() < deadline
+
+
+def test_a_killed_worker_is_replaced_and_every_answer_is_right(serve, bundle, tmp_path, expected):
+    with serve(bundle.path, tmp_path) as running, urllib3.PoolManager(retries=False) as pool:
+        (worker,) = running.workers()
+        decoders = children(worker)
+        assert decoders
+        os.kill(worker, signal.SIGKILL)
+        start = time.monotonic()
+        while not running.is_ready(5):
+            assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 5
+        status, vectors, _ = infer_http(pool, running.http, PIXELS)
+        assert status == 200
+        np.testing.assert_allclose(vectors, expected, rtol=1e-5, atol=1e-6)
+        assert running.workers() not in ([worker], [])
+        assert "ended: signal SIGKILL; another starts" in running.log.read_text()
+        time.sleep(0.2)
+        assert not any(alive(pid) for pid in decoders)
+
+
+def alive(pid):
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and "Z" not in state
+
+
+def test_a_killed_decoder_is_replaced_before_the_next_file(server, photo):
+    (worker,) = server.workers()
+    decoders = children(worker)
+    for pid in decoders:
         os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 2
-        while running.is_ready():
+    while any(map(alive, decoders)):
+        time.sleep(0.01)
+    with urllib3.PoolManager(retries=False) as pool:
+        status, vectors, errors = infer_http(pool, server.http, [photo] * 4, model="encoder")
+    assert (status, errors) == (200, [""] * 4)
+    assert np.isfinite(vectors).all()
+    assert server.workers() == [worker]
+    assert not set(children(worker)) & set(decoders)
+
+
+def test_a_server_that_is_killed_leaves_no_process(serve, bundle, tmp_path):
+    with serve(bundle.path, tmp_path, "--workers", "2") as running:
+        workers = running.workers()
+        assert len(workers) == 2
+        running.process.kill()
+        deadline = time.monotonic() + 5
+        while any(map(alive, workers)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert running.process.wait(10) == 1
-        assert f"a worker of the server (process {pid}) died" in running.log.read_text()
-        assert running.workers() == {}
-    assert not list(Path("/dev/shm").glob(f"mio-{running.process.pid}-*"))
 
 
-def test_sigterm_answers_open_requests_first(serve, bundle, tmp_path, photo_crops):
-    photo = io.BytesIO()
-    photo_crops[0].resize((6000, 6000)).save(photo, "JPEG")
-    files = [photo.getvalue()] * 16  # a second of decoding or more
-    found = {}
-    with serve(bundle.path, tmp_path / "log") as running:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_under_unbroken_traffic_cuts_no_request(serve, bundle, tmp_path, photo, workers):
+    found, stop = Counter(), threading.Event()
 
-        def embed():
-            with RemoteEncoder(running.grpc, num_retries=0) as encoder:
-                found["connected"] = True
-                found["answer"] = encoder.embed_files(files)
+    def over_http(images, model, keep_alive):
+        with urllib3.PoolManager(retries=False, timeout=20) as pool:
+            headers = None if keep_alive else {"Connection": "close"}
+            while not stop.is_set():
+                try:
+                    found["http", infer_http(pool, running.http, images, model=model, headers=headers)[0]] += 1
+                except urllib3.exceptions.NewConnectionError:
+                    found["refused"] += 1
+                    return
+                except urllib3.exceptions.HTTPError as error:
+                    found[repr(error)] += 1
 
-        ask = threading.Thread(target=embed)
-        ask.start()
-        while "connected" not in found:
-            time.sleep(0.01)
-        time.sleep(0.3)
-        assert ask.is_alive()
+    def over_grpc(images, model):
+        with grpc.insecure_channel(
+            f"127.0.0.1:{running.grpc_port}", options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as own:
+            infer = method(own, "ModelInfer")
+            while not stop.is_set():
+                try:
+                    infer(infer_request(images, model=model), timeout=20)
+                    found["grpc"] += 1
+                except grpc.RpcError as error:
+                    if error.code() == grpc.StatusCode.UNAVAILABLE:
+                        found["refused"] += 1
+                        return
+                    found[error.code().name, error.details()] += 1
+
+    kinds = [(PIXELS, "encoder_pixels"), ([photo], "encoder")]
+    with serve(bundle.path, tmp_path, "--workers", str(workers)) as running, ThreadPoolExecutor(8) as pool:
+        for images, model in kinds:
+            for keep_alive in (True, False):
+                pool.submit(over_http, images, model, keep_alive)
+            for _ in range(2):
+                pool.submit(over_grpc, images, model)
+        time.sleep(1.5)
         running.process.terminate()
-        ask.join(60)
-        assert running.process.wait(60) == 0
-    assert found["answer"][1] == [None] * 16
-    assert "the server has ended" in running.log.read_text()
-    assert not list(Path("/dev/shm").glob(f"mio-{running.process.pid}-*"))
+        status = running.process.wait(20)
+        stop.set()
+    assert found.pop("refused") == 8
+    assert set(found) == {("http", 200), "grpc"}, found
+    assert status == 0, running.log.read_text()
+    assert "server stopped; all open requests were answered" in running.log.read_text()
 
 
-def test_a_changed_bundle_is_not_served(bundle, tmp_path, mio):
+def test_what_is_not_answered_in_time_is_said(serve, bundle, tmp_path):
+    with serve(bundle.path, tmp_path, "--timeout-seconds", "0.7") as running, ThreadPoolExecutor(1) as threads:
+        endless = b"P3\n6000 6000\n255\n" + b"1 2 3 " * 4_000_000  # Pillow reads it for many seconds
+        with urllib3.PoolManager(retries=False) as pool:
+            asked = threads.submit(infer_http, pool, running.http, [endless], model="encoder")
+            time.sleep(0.5)
+            running.process.terminate()
+            assert running.process.wait(20) == 1, asked.result()
+            assert isinstance(asked.exception(), urllib3.exceptions.HTTPError), asked.result()
+        assert "mio: 1 open requests were not answered within 0.7 s" in running.log.read_text()
+        assert running.workers() == []
+
+
+def test_a_changed_bundle_is_refused_before_anything_listens(bundle, tmp_path, mio):
     path = tmp_path / "encoder.mio"
     shutil.copytree(bundle.path, path)
     file = path / "encoder.onnx"
@@ -322,22 +333,96 @@ def test_a_changed_bundle_is_not_served(bundle, tmp_path, mio):
         Server(path)
 
 
+def test_an_artifact_that_becomes_another_is_not_started_again(serve, bundle, tmp_path):
+    path = tmp_path / "encoder.mio"
+    shutil.copytree(bundle.path, path)
+    with serve(path, tmp_path) as running:
+        file = path / "encoder.onnx"
+        file.write_bytes(file.read_bytes()[:-1] + b"\0")
+        os.kill(running.workers()[0], signal.SIGKILL)
+        assert running.process.wait(20) == 3
+        assert "is not the file that was proved" in running.log.read_text()
+        assert running.workers() == []
+
+
+def test_what_was_not_proved_is_not_served(bundle, tmp_path, forge):
+    path = tmp_path / "encoder.mio"
+    shutil.copytree(bundle.path, path)
+    (artifact,) = (artifact for artifact in bundle.manifest.artifacts if artifact.format == "onnx")
+    report = path / artifact.parity.report
+    report.write_text(report.read_text().replace('"proved"', '"refused"'))
+    forge(path)
+    with pytest.raises(GateError, match="is refused"):
+        Server(path, ServeOptions(runtime="onnxruntime"))
+
+
+def test_a_taken_port_is_refused_by_its_option(bundle, server, mio):
+    http_port, grpc_port = free_ports(2)
+    for taken, option in (
+        ({"http_port": server.http_port, "grpc_port": grpc_port}, "--http-port"),
+        ({"http_port": http_port, "grpc_port": server.grpc_port}, "--grpc-port"),
+    ):
+        with (
+            pytest.raises(UsageError, match=f"choose another {option}"),
+            Server(bundle, ServeOptions(runtime="onnxruntime", **taken)),
+        ):
+            pass
+    with socket.create_connection(("127.0.0.1", server.http_port)):
+        pass
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"http_port": 70000}, "http_port must be 1 to 65535"),
-        ({"http_port": 8001}, "three different"),
-        ({"max_pixels": 0}, "max_pixels must be 1 or more"),
-        ({"timeout_s": 0}, "timeout_s must be"),
+        ({"max_batch": 33}, "max_batch must be 1 to 32"),
+        ({"host": "no.such.host.invalid"}, "--host"),
+        ({"runtime": "torch"}, "no proved artifact"),
+        ({"tls_cert": "/nowhere", "tls_key": "/nowhere"}, "no certificate and its key"),
     ],
 )
-def test_wrong_options_are_usage_errors(options, message):
+def test_options_that_this_bundle_or_machine_does_not_allow_are_refused(bundle, options, message):
     with pytest.raises(UsageError, match=message):
-        ServeOptions(**options)
+        Server(bundle, ServeOptions(**options))
 
 
-def test_a_batch_that_nobody_proved_and_a_taken_port_are_refused(bundle, server):
-    with pytest.raises(UsageError, match="max_batch must be 1 to 32"):
-        Server(bundle, ServeOptions(max_batch=33))
-    with pytest.raises(UsageError, match="choose another --http-port"):
-        Server(bundle, ServeOptions(http_port=server.ports["http"]))
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", key, "-out", cert),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return cert, key
+
+
+def test_tls_and_a_key_hold_for_both_protocols(serve, bundle, tmp_path, certificate):
+    cert, key = certificate
+    with (
+        serve(bundle.path, tmp_path, "--tls-cert", cert, "--tls-key", key, MIO_API_KEY="a secret") as running,
+        urllib3.PoolManager(ca_certs=str(cert)) as pool,
+        grpc.secure_channel(
+            f"127.0.0.1:{running.grpc_port}", grpc.ssl_channel_credentials(cert.read_bytes())
+        ) as channel,
+    ):
+        assert "a secret" not in running.log.read_text()
+        url = running.http.replace("http", "https")
+        assert pool.request("GET", url.replace("/encoder", "/v2/health/ready")).status == 200
+        assert infer_http(pool, url, PIXELS)[0] == 401
+        assert infer_http(pool, url, PIXELS, headers={"Authorization": "Bearer a secret"})[0] == 200
+        assert method(channel, "ServerReady")(message("ServerReadyRequest")).ready
+        infer = method(channel, "ModelInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(infer_request(PIXELS))
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        infer(infer_request(PIXELS), metadata=[("authorization", "Bearer a secret")])
+        with running.connect() as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert b"200" not in plain.recv(100)
+        with running.connect():  # no handshake at all
+            running.process.terminate()
+            assert running.process.wait(20) == 0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,7 +295,7 @@ def test_a_proved_engine_is_deployed_for_its_own_batches(doctored, tmp_path):
 def test_an_engine_that_nobody_proved_is_not_deployed(doctored, tmp_path):
     path = doctored()
     as_engine(path, library="tensorrt", verdict="unproven")
-    with pytest.raises(UsageError, match="no proved tensorrt or onnx fp32 artifact"):
+    with pytest.raises(GateError, match="no proved tensorrt or onnx fp32 artifact"):
         write_repository(path, tmp_path / "repository", backend="tensorrt")
 
 
@@ -330,7 +331,7 @@ def test_only_what_was_proved_there_is_deployed(bundle, doctored, tmp_path):
 
 def test_what_nobody_proved_is_not_deployed(doctored, tmp_path):
     path = doctored(artifact=lambda row: replace(row, parity=replace(row.parity, verdict="unproven")))
-    with pytest.raises(UsageError, match=r"it holds: onnx fp32 \(unproven\)"):
+    with pytest.raises(GateError, match=r"it holds: onnx fp32 \(unproven\)"):
         write_repository(path, tmp_path / "repository")
 
 
@@ -377,6 +378,21 @@ def test_a_graph_that_disagrees_with_the_manifest_is_refused(doctored, tmp_path)
     with pytest.raises(GateError, match=r"its tensors are \[.*\('embeddings', 1, 0, 256\)\], not .*, 0, 100\)"):
         write_repository(path, tmp_path / "repository")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["doctored.mio"]
+
+
+def test_an_artifact_that_changes_while_it_is_copied_is_not_deployed(bundle, tmp_path, monkeypatch):
+    copy = shutil.copyfile
+
+    def changing(source, target):
+        copy(source, target)
+        if Path(target).name == "model.onnx":
+            with Path(target).open("ab") as file:
+                file.write(b"\0")
+
+    monkeypatch.setattr(shutil, "copyfile", changing)
+    with pytest.raises(GateError, match=r"encoder\.onnx changed while it was copied"):
+        write_repository(bundle, tmp_path / "repository")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_template_says_must_be_known_to_triton(bundle, tmp_path, monkeypatch):
@@ -526,14 +542,19 @@ address, protocol, kind, *paths = sys.argv[1:]
 triton = importlib.import_module("tritonclient." + protocol)
 client = triton.InferenceServerClient(address)
 if kind == "files":
-    data = np.array([[open(path, "rb").read()] for path in paths], dtype=object)
+    data = np.array([[open(path, "rb").read()] for path in paths] + [[b"text"]], dtype=object)
 else:
     data = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(-1, 32, 32, 3)
 images = triton.InferInput("images", list(data.shape), "BYTES" if kind == "files" else "UINT8")
 images.set_data_from_numpy(data)
 answer = client.infer("encoder" if kind == "files" else "encoder_pixels", [images])
-assert answer.as_numpy("error").tolist() == [[b""]] * len(data)
-sys.stdout.buffer.write(answer.as_numpy("embedding").tobytes())
+vectors, errors = answer.as_numpy("embedding"), answer.as_numpy("error")
+assert vectors.shape == (len(data), 256) and errors.shape == (len(data), 1)
+if kind == "files":
+    assert b"not an image" in errors[-1, 0] and np.isnan(vectors[-1]).all()
+    vectors, errors = vectors[:-1], errors[:-1]
+assert errors.tolist() == [[b""]] * len(vectors)
+sys.stdout.buffer.write(vectors.tobytes())
 """
 
 
@@ -563,6 +584,41 @@ def test_a_bad_image_answers_for_itself_and_its_neighbours_are_untouched(server,
     assert "not an image that Pillow can read" in errors[5]
     assert np.isnan(vectors[[1, 2, 3, 5]]).all()
     assert cosine(vectors[[0, 4, 6]], expected) >= 0.999999
+
+
+def test_requests_that_meet_in_a_batch_get_their_own_answers(server, photos):
+    files = [path.read_bytes() for path in sorted(photos.rglob("*.jpg"))]
+    with RemoteEncoder(url(server, "grpc")) as encoder:
+        expected, _ = encoder.embed_files(files)
+
+    def client(number):
+        rng = np.random.default_rng(number)
+        with RemoteEncoder(url(server, "grpc")) as encoder:
+            for _ in range(20):
+                chosen = rng.integers(0, 25, rng.integers(1, 6))  # the last is no image
+                vectors, errors = encoder.embed_files([[*files, b"text"][index] for index in chosen])
+                assert [error is not None for error in errors] == [index == 24 for index in chosen]
+                for index, vector in zip(chosen, vectors, strict=True):
+                    assert (
+                        np.isnan(vector).all()
+                        if index == 24
+                        else cosine(vector[None], expected[index][None]) > 0.999999
+                    )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(client, range(8)))
+
+
+def test_bytes_that_are_no_tensor_are_refused_without_a_trace(server):
+    inputs = [{"name": "images", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}}]
+    head = json.dumps({"inputs": inputs}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    connection.request("POST", "/v2/models/encoder/infer", head + b"\xff\xff\xff\x7fxx", headers)
+    answer = connection.getresponse()
+    assert 400 <= answer.status < 500
+    assert b"Traceback" not in answer.read()
+    connection.close()
 
 
 CLOSED = ("/v2/logging", "/v2/trace/setting", "/v2/systemsharedmemory/status", "/v2/repository/index")

@@ -37,19 +37,22 @@ def settle(bundle: Bundle, *, backend: str, precision: str, device: str, decode:
     """Settle what is deployed, and where it runs.
 
     Raises:
-        UsageError: a name is not known, or the bundle holds no such artifact that was proved.
-        GateError: it was not proved on the device.
+        UsageError: a name is not known, or the bundle holds no such artifact.
+        GateError: it was not proved, or not on the device.
     """
     choices = (("backend", backend, [*_FORMATS]), ("device", device, ["auto", "cpu", "cuda"]))
     for name, value, allowed in (*choices, ("decode", decode, ["full", "scaled"])):
         if value not in allowed:
             raise UsageError(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}; got {value!r}")
-    rows, formats = bundle.manifest.artifacts, _FORMATS[backend]
-    proved = [a for a in rows if (a.precision, a.parity.verdict) == (precision, "proved") and a.format in formats]
+    formats, precise = _FORMATS[backend], [a for a in bundle.manifest.artifacts if a.precision == precision]
+    fitting = [artifact for artifact in precise if artifact.format in formats]
+    proved = [artifact for artifact in fitting if artifact.parity.verdict == "proved"]
     if not proved:
+        rows = bundle.manifest.artifacts
         held = ", ".join(dict.fromkeys(f"{a.format} {a.precision} ({a.parity.verdict})" for a in rows)) or "none"
         wanted = f"{' or '.join(formats)} {precision}"
-        raise UsageError(f"{bundle.path} holds no proved {wanted} artifact for Triton; it holds: {held}")
+        kind = GateError if fitting else UsageError
+        raise kind(f"{bundle.path} holds no proved {wanted} artifact for Triton; it holds: {held}")
     artifact = min(proved, key=lambda a: formats.index(a.format))
     builds_engine = backend == "tensorrt" and artifact.format == "onnx"
     # an engine is proved where it is built, by asking the server that runs it

@@ -1,0 +1,293 @@
+"""What malformed requests, overload, an end under traffic and killed processes do to a server's good requests.
+
+    python benchmarks/serving_faults.py [--only malformed overload soak kills] [--seconds 60]
+
+A ResNet-18 at 224 px on the processor, served by ``mio serve`` of this checkout; clients and server share the machine.
+Half of the clients ask over HTTP, half over gRPC, with files and with pixels. Fails, after all is stored, where a bound
+is missed.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import uvloop
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from attacks import Attacker
+from fault_clients import Answer, GrpcClient, HttpClient, Item, items_of
+from served import MAX_BATCH, Running, make_bundle, photographs, serving
+
+CLIENTS = 8
+NUM_GOOD, GOOD_A_BAD = 900, 9
+OVERLOAD_S, OVERLOAD_WAIT_S, TIMES = 20.0, 2.0, 10
+SLACK_S = 0.5
+"""What a request may take beyond the server's limit: the way there and back, on a machine that has no core to spare."""
+READY_S = 5.0
+SLOW_S = 5
+"""The server's limit for slow senders, ``--timeout-seconds``."""
+Clients = list[HttpClient | GrpcClient]
+
+
+def clients_of(server: Running, number: int = CLIENTS) -> Clients:
+    """Return clients, half of each protocol."""
+    http, grpc = server.http_port, server.grpc_port
+    return [HttpClient(http) if index % 2 else GrpcClient(grpc) for index in range(number)]
+
+
+async def drive(clients: Clients, items: Iterator[Item], on_answer: Callable[[Item, Answer], None]) -> None:
+    """Let each client ask for item after item, until there are no more."""
+
+    async def one(client: HttpClient | GrpcClient) -> None:
+        for item in items:
+            on_answer(item, await client.ask(item))
+        await client.close()
+
+    await asyncio.gather(*map(one, clients))
+
+
+def endless(items: list[Item], is_over: Callable[[], bool]) -> Iterator[Item]:
+    """Give items in turn until it is over."""
+    while not is_over():
+        for item in items:
+            if is_over():
+                return
+            yield item
+
+
+def is_right(item: Item, answer: Answer) -> bool:
+    """Whether an answer is the vector that the item has."""
+    if answer.status != "ok" or answer.vector is None or item.expected is None:
+        return False
+    cosine = answer.vector @ item.expected / np.linalg.norm(answer.vector) / np.linalg.norm(item.expected)
+    return bool(cosine >= 0.99999)
+
+
+def outcome(item: Item, answer: Answer) -> str:
+    """Name what became of a request, with the reason where there is one."""
+    status = "wrong" if answer.status == "ok" and not is_right(item, answer) else answer.status
+    return f"{status}: {answer.reason[:80]}" if answer.reason else status
+
+
+def kinds(outcomes: Counter[str]) -> set[str]:
+    """Return the names without the reasons."""
+    return {name.partition(":")[0] for name in outcomes}
+
+
+async def learn(server: Running, items: list[Item]) -> None:
+    """Ask for each item alone, and remember the vectors; both protocols must agree."""
+    for client in clients_of(server, 2):
+        for item in items:
+            answer = await client.ask(item)
+            assert answer.status == "ok", (item.model, answer)
+            item.expected = answer.vector if item.expected is None else item.expected
+            assert is_right(item, answer), item.model
+        await client.close()
+
+
+@asynccontextmanager
+async def watched(server: Running) -> AsyncIterator[dict[str, list[float]]]:
+    """Look at readiness and memory while something else happens."""
+    seen: dict[str, list[float]] = {"ready": [], "bytes": []}
+
+    async def look() -> None:
+        while True:
+            seen["ready"].append(float(await asyncio.to_thread(server.get, "/v2/health/ready") is not None))
+            seen["bytes"].append(float(await asyncio.to_thread(server.resident_bytes)))
+            await asyncio.sleep(0.5)
+
+    task = asyncio.ensure_future(look())
+    try:
+        yield seen
+    finally:
+        task.cancel()
+
+
+def growth(sizes: list[float]) -> float:
+    """Return the memory of the second half as a multiple of the first."""
+    half = len(sizes) // 2
+    return float(np.median(sizes[half:]) / np.median(sizes[:half]))
+
+
+async def malformed(server: Running, items: list[Item]) -> tuple[dict[str, object], dict[str, bool]]:
+    """900 good requests, alone and among 100 malformed ones."""
+    clean: list[float] = []
+    good: list[tuple[bool, float]] = []
+    wanted = [items[index % len(items)] for index in range(NUM_GOOD)]
+    with Attacker(server.name, server.http_port, items[0].image, MAX_BATCH) as attacker:
+        await drive(clients_of(server), iter(wanted[:100]), lambda *_: None)
+        await drive(clients_of(server), iter(wanted), lambda _, answer: clean.append(answer.seconds))
+
+        def count(item: Item, answer: Answer) -> None:
+            good.append((is_right(item, answer), answer.seconds))
+            if len(good) % GOOD_A_BAD == 0:
+                attacker.start(attacker.kinds[len(good) // GOOD_A_BAD % len(attacker.kinds)])
+
+        async with watched(server) as seen:
+            await drive(clients_of(server), iter(wanted), count)
+            outcomes = await asyncio.to_thread(attacker.end)
+    p99 = [1000 * float(np.percentile(seconds, 99)) for seconds in (clean, [seconds for _, seconds in good])]
+    problems = Counter(problem for outcome in outcomes if (problem := outcome.problem()))
+    said = {each.kind: f"{each.status} {each.text}"[:120] for each in outcomes}
+    slowest = {each.kind: max(other.seconds for other in outcomes if other.kind == each.kind) for each in outcomes}
+    result = {"good": len(good), "bad": len(outcomes), "right": sum(right for right, _ in good), "p99_ms": p99}
+    result |= {"ready": np.mean(seen["ready"]), "growth": growth(seen["bytes"]), "problems": problems}
+    return result | {"said": said, "slowest_s": slowest}, {
+        "every good request is answered rightly": all(right for right, _ in good),
+        "every bad request is answered for itself": not problems,
+        "p99 within 1.5 of a clean run": p99[1] <= 1.5 * p99[0],
+        "ready throughout": all(seen["ready"]),
+        "memory flat": growth(seen["bytes"]) <= 1.1,
+    }
+
+
+async def overload(server: Running, items: list[Item]) -> tuple[dict[str, object], dict[str, bool]]:
+    """What 16 clients get at most, and then requests at ten times that rate, whatever becomes of those before."""
+    end, done = time.monotonic() + 10, Counter[str]()
+    await drive(
+        [HttpClient(server.http_port) for _ in range(2 * CLIENTS)],
+        endless(items, lambda: time.monotonic() > end),
+        lambda _, answer: done.update([answer.status]),
+    )
+    most = done["ok"] / 10
+    idle: list[HttpClient | GrpcClient] = []
+    answers: list[tuple[float, bool, Answer]] = []
+
+    async def ask(item: Item, client: HttpClient | GrpcClient) -> None:
+        answer = await client.ask(item)
+        answers.append((time.monotonic(), isinstance(client, GrpcClient), answer))
+        idle.append(client)
+
+    start, number, tasks = time.monotonic(), 0, []
+    while (passed := time.monotonic() - start) < OVERLOAD_S:
+        while number < passed * TIMES * most:
+            client = idle.pop() if idle else clients_of(server, 2)[number % 10 > 0]
+            tasks.append(asyncio.ensure_future(ask(items[number % len(items)], client)))
+            number += 1
+        await asyncio.sleep(0.002)
+    await asyncio.gather(*tasks)
+    window = (start + OVERLOAD_WAIT_S, start + OVERLOAD_S)
+    goodput = sum(a.status == "ok" for at, _, a in answers if window[0] <= at <= window[1]) / (window[1] - window[0])
+    statuses = {name: Counter(a.status for _, rpc, a in answers if rpc == on_rpc) for name, on_rpc in _PROTOCOLS}
+    longest = max(a.seconds for *_, a in answers)
+    refused = [a for *_, a in answers if a.status in _BUSY]
+    result = {"most_per_s": most, "sent_per_s": number / OVERLOAD_S, "goodput_per_s": goodput, "longest_s": longest}
+    result["refusal_p99_ms"] = 1000 * float(np.percentile([a.seconds for a in refused], 99)) if refused else None
+    return result | {"statuses": statuses, "limit_s": OVERLOAD_WAIT_S}, {
+        "goodput of 90 % of the most": goodput >= 0.9 * most,
+        "no request waits beyond its limit": longest <= OVERLOAD_WAIT_S + SLACK_S,
+        "refused ones are told to come again": bool(refused) and all(a.retry_after for a in refused),
+        "nothing but answers and refusals": all(set(found) <= {"ok", *_BUSY} for found in statuses.values()),
+        "sent at ten times the most": number / OVERLOAD_S >= 0.9 * TIMES * most,
+    }
+
+
+async def soak(server: Running, items: list[Item], seconds: float) -> tuple[dict[str, object], dict[str, bool]]:
+    """A minute of traffic, and SIGTERM in the middle of it."""
+    answers, late, ended = Counter[str](), Counter[str](), [False]
+
+    def count(item: Item, answer: Answer) -> None:
+        (late if ended[0] else answers).update([outcome(item, answer)])
+
+    traffic = asyncio.ensure_future(
+        drive(clients_of(server), endless(items, lambda: server.process.poll() is not None), count)
+    )
+    async with watched(server) as seen:
+        await asyncio.sleep(seconds)
+    ended[0] = True
+    server.process.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    status = await asyncio.to_thread(server.process.wait, 60)
+    took = time.monotonic() - start
+    await traffic
+    result = {"answers": answers, "after SIGTERM": late, "end_s": took, "status": status}
+    return result | {"growth": growth(seen["bytes"][4:]), "said": server.log.read_text()[-200:]}, {
+        "every request is answered rightly": kinds(answers) == {"ok"},
+        "no request is cut": kinds(late) <= {"ok", "unreachable", "not ready"},
+        "status 0": status == 0,
+        "memory flat": growth(seen["bytes"][4:]) <= 1.1,
+    }
+
+
+async def kills(server: Running, items: list[Item]) -> tuple[dict[str, object], dict[str, bool]]:
+    """Kill a decoding process, three times, and a worker, under traffic."""
+    answers, over = Counter[str](), [False]
+
+    def count(item: Item, answer: Answer) -> None:
+        answers.update([outcome(item, answer)])
+
+    traffic = asyncio.ensure_future(drive(clients_of(server), endless(items, lambda: over[0]), count))
+    found: list[dict[str, object]] = []
+    for kind in ("decoder", "decoder", "decoder", "worker"):
+        await asyncio.sleep(2)
+        answers.clear()
+        workers = [pid for pid, parent in server.pids().items() if parent == server.process.pid]
+        decoders = [pid for pid, parent in server.pids().items() if parent in workers]
+        os.kill((workers if kind == "worker" else decoders)[0], signal.SIGKILL)
+        start = time.monotonic()
+        await asyncio.sleep(0.1)
+        ready = False
+        while not ready and time.monotonic() - start < 30:
+            ready = await asyncio.to_thread(server.get, "/v2/health/ready") is not None
+        row = {"killed": kind, "ready_s": time.monotonic() - start}
+        await asyncio.sleep(2)
+        found.append(row | {"answers": answers.copy()})
+    over[0] = True
+    await traffic
+    return {"kills": found}, {
+        "no answered request is wrong": all(kinds(each["answers"]) <= {"ok", *_GONE} for each in found),
+        "a killed decoder costs no request": all(kinds(each["answers"]) == {"ok"} for each in found[:-1]),
+        "ready again in time": all(each["ready_s"] <= READY_S for each in found),
+    }
+
+
+_PROTOCOLS = (("http", False), ("grpc", True))
+_BUSY = ("busy", "timed out")
+_GONE = ("cut", "unreachable", "not ready")
+
+
+def main() -> None:
+    """Measure, store, hold to the bounds."""
+    from machine import save
+
+    checks = {"malformed": malformed, "overload": overload, "soak": soak, "kills": kills}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=checks, default=list(checks))
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the soak")
+    options = parser.parse_args()
+    results, missed = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = make_bundle(Path(folder) / "resnet18.mio", "resnet18", side=224)
+        for name in options.only:
+            flags = ["--max-wait-seconds", str(OVERLOAD_WAIT_S)] if name == "overload" else []
+            with serving(bundle, "--timeout-seconds", str(SLOW_S), *flags) as server:
+                items = items_of(server.models, photographs(8, seed=1), side=224)
+
+                async def check(name: str = name, server: Running = server, items: list[Item] = items) -> tuple:
+                    await learn(server, items)
+                    more = (options.seconds,) if name == "soak" else ()
+                    return await checks[name](server, items, *more)
+
+                result, bounds = uvloop.run(check())
+            results[name] = result | {"bounds": bounds}
+            missed += [f"{name}: {bound}" for bound, is_held in bounds.items() if not is_held]
+            print(name, json.dumps(results[name]), flush=True)
+    if set(options.only) == set(checks):
+        save("serving_faults", {"bounds missed": missed, **results})
+    if missed:
+        raise SystemExit("\n".join(["bounds missed:", *missed]))
+
+
+if __name__ == "__main__":
+    main()
