@@ -127,7 +127,7 @@ def _resources(bundle: Bundle, measured: dict[str, Any] | None) -> dict[str, str
     """Return what Kubernetes is told, as the README explains it; guesses, if nothing was measured."""
     options = ServeOptions()
     threads, peak_mib = (measured["num_threads"], measured["peak_mib"]) if measured else (2, 2048)
-    request = peak_mib + 128 * threads + options.max_queue * math.prod(bundle.manifest.preprocess.shape) / 2**20
+    request = peak_mib + 256 + 64 * threads + options.max_queue * math.prod(bundle.manifest.preprocess.shape) / 2**20
     largest = 512 + 40 * (options.limits_for(bundle).max_pixels or 0) / 2**20  # as a decoding process limits itself
     limit = request + 8 * options.body_bytes_for(bundle) / 2**20 + largest
     memory = {name: f"{256 * math.ceil(mib / 256)}Mi" for name, mib in (("request", request), ("limit", limit))}
