@@ -47,8 +47,7 @@ CLIENTS = 8
 NUM_GOOD, GOOD_A_BAD = 900, 9
 OVERLOAD_S, OVERLOAD_WAIT_S, MOST_S, TIMES = 20.0, 2.0, 8.0, 10
 SLACK_S = 0.5
-"""What a request may take beyond the server's limit and the batch that it is in: the way there and back, with no core
-to spare."""
+"""Beyond the server's limit and the batch that a request is in: the way there and back, with no core to spare."""
 SMALL = (256, 192)
 READY_S = 5.0
 SLOW_S = 5
