@@ -75,6 +75,8 @@ def open_session(model: str | bytes, *, name: str, device: str, options: Mapping
     settings.intra_op_num_threads = num_threads()
     settings.inter_op_num_threads = 1
     settings.log_severity_level = _FATAL
+    # its threads would spin for a while after each batch, and take the processor from what decodes and answers
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     level = _LEVELS[options.get("graph_optimization_level", "all")]
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     try:

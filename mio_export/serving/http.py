@@ -49,23 +49,24 @@ Work = Callable[[Request, Record], Awaitable[Response]]
 def http_app(engine: Engine, options: ServeOptions, journal: Journal) -> ASGIApp:
     """Return the ASGI application of an engine."""
     api = _Api(engine, options, journal)
-    routes = [
+    models = ("/v2/models/{model}", f"/v2/models/{{model}}/versions/{VERSION}")
+    routes = [  # in the order in which they are looked for: what is asked most comes first
+        *(Route(f"{model}/infer", api.guarded(api.infer), methods=["POST"]) for model in models),
+        Route("/v1/embeddings", api.guarded(api.openai_embeddings), methods=["POST"]),
+        Route("/v1/models", api.guarded(api.openai_models)),
+        Route("/v2/health/live", lambda _: JSONResponse({"live": True})),
+        Route("/v2/health/ready", api.ready),
+        Route("/v2", api.guarded(api.server)),
+        Route("/metrics", api.guarded(api.metrics)),
         Route("/", lambda _: RedirectResponse("/docs")),
         Route("/docs", _page("docs.html", engine)),
         *(Route(f"/{name}", _page(name, engine)) for name in ("docs.css", "docs.js", "openapi.json")),
-        Route("/v2/health/live", lambda _: JSONResponse({"live": True})),
-        Route("/v2/health/ready", api.ready),
-        Route("/metrics", api.guarded(api.metrics)),
-        Route("/v2", api.guarded(api.server)),
-        Route("/v1/models", api.guarded(api.openai_models)),
-        Route("/v1/embeddings", api.guarded(api.openai_embeddings), methods=["POST"]),
     ]
-    for model in ("/v2/models/{model}", f"/v2/models/{{model}}/versions/{VERSION}"):
+    for model in models:
         routes += [
             Route(model, api.guarded(api.metadata)),
             Route(f"{model}/ready", api.ready),
             Route(f"{model}/config", api.guarded(api.config)),
-            Route(f"{model}/infer", api.guarded(api.infer), methods=["POST"]),
         ]
     lost = dict.fromkeys((404, 405), api.lost)
     return _closing(Starlette(routes=routes, exception_handlers=lost), engine)

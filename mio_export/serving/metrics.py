@@ -1,6 +1,7 @@
 """What a server counts, for Prometheus, and what it writes of each request: a JSON line on standard output."""
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -58,8 +59,11 @@ class Journal:
         self._registry = own = CollectorRegistry()
         self._requests = Counter("mio_requests", "Requests", ("model", "protocol", "outcome"), registry=own)
         self._seconds = Histogram("mio_request_seconds", "Time to answer", ("model",), registry=own, buckets=_SECONDS)
-        self.images = Counter("mio_images", "Images by what became of them", ("result",), registry=own)
+        images = Counter("mio_images", "Images by what became of them", ("result",), registry=own)
+        self.images = {result: images.labels(result) for result in ("ok", "not_decoded", "not_finite")}
         self.batch = Histogram("mio_batch_images", "Images in a batch", registry=own, buckets=_BATCHES)
+        self._counter = functools.cache(self._requests.labels)  # looking labels up takes longer than counting
+        self._timer = functools.cache(self._seconds.labels)
         self.queue = Gauge("mio_queue_images", "Images not answered", registry=own, multiprocess_mode="livesum")
         self.waiting = Histogram("mio_queue_seconds", "Wait for a batch", registry=own, buckets=_SECONDS)
         self.decoding = Histogram("mio_decode_seconds", "Time to decode an image", registry=own, buckets=_SECONDS)
@@ -108,8 +112,8 @@ class Journal:
             self._listener.stop()
 
     def _write(self, record: Record, protocol: str, client: str, seconds: float) -> None:
-        self._requests.labels(record.model, protocol, record.status).inc()
-        self._seconds.labels(record.model).observe(seconds)
+        self._counter(record.model, protocol, record.status).inc()
+        self._timer(record.model).observe(seconds)
         if self._log is not None:
             line = {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -154,12 +154,14 @@ class Server:
             "listener": self._listener.fileno(),
             "status": write,
         }
+        # several count together; one alone counts faster by itself
+        together = {"PROMETHEUS_MULTIPROC_DIR": self._folder} if self.options.workers > 1 else {}
         try:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, json.dumps(search_path())],
                 stdin=subprocess.PIPE,
                 pass_fds=(self._listener.fileno(), write),
-                env={"GRPC_VERBOSITY": "NONE", **os.environ, "PROMETHEUS_MULTIPROC_DIR": self._folder},
+                env={"GRPC_VERBOSITY": "NONE", **os.environ, **together},
                 start_new_session=True,  # Ctrl-C is for this process, which then ends that one in order
             )
         finally:

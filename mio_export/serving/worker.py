@@ -101,7 +101,7 @@ class _Worker:
         if not num_open:
             for connection in list(self._state.connections):
                 connection.shutdown()
-            await rpc.stop(0)
+            # gRPC's own end would cancel calls that come now; that of the process is UNAVAILABLE, which clients repeat
             self._engine.close()
         self._journal.close()
         sys.stdout.flush()
