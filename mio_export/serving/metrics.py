@@ -3,16 +3,15 @@
 import asyncio
 import functools
 import json
-import logging
 import os
-import queue
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from logging.handlers import QueueHandler, QueueListener
+from threading import Event, Thread
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,7 +29,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _MOST_LINES = 10_000
-"""Lines that wait for whoever reads the log; beyond them lines are dropped, and no request waits."""
+"""Lines that wait for whoever reads the log; beyond them the oldest are dropped."""
+_EVERY_S, _CLOSE_S = 0.1, 2.0
 
 
 @dataclass(kw_only=True)
@@ -68,13 +68,7 @@ class Journal:
         self.waiting = Histogram("mio_queue_seconds", "Wait for a batch", registry=own, buckets=_SECONDS)
         self.decoding = Histogram("mio_decode_seconds", "Time to decode an image", registry=own, buckets=_SECONDS)
         self.inference = Histogram("mio_inference_seconds", "Time to embed a batch", registry=own, buckets=_SECONDS)
-        self._log: logging.Logger | None = None
-        if access_log:
-            lines: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_LINES)
-            self._log = logging.Logger("mio.access")
-            self._log.addHandler(_Dropping(lines))
-            self._listener = QueueListener(lines, logging.StreamHandler(sys.stdout))
-            self._listener.start()
+        self._log = _Log() if access_log else None
 
     @contextmanager
     def request(self, *, protocol: str, model: str, client: str) -> Iterator[Record]:
@@ -109,7 +103,7 @@ class Journal:
     def close(self) -> None:
         """Write what waits to be written."""
         if self._log is not None:
-            self._listener.stop()
+            self._log.close()
 
     def _write(self, record: Record, protocol: str, client: str, seconds: float) -> None:
         self._counter(record.model, protocol, record.status).inc()
@@ -125,12 +119,32 @@ class Journal:
                 "failed": record.num_failed,
                 "seconds": round(seconds, 6),
             }
-            self._log.info(json.dumps(line))
+            self._log.add(json.dumps(line))
 
 
-class _Dropping(QueueHandler):
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in the standard library
-        """Drop the line."""
+class _Log:
+    """Lines on standard output, written together a few times a second: no request waits for whoever reads them."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=_MOST_LINES)
+        self._is_closed = Event()
+        self._thread = Thread(target=self._write, name="access log", daemon=True)
+        self._thread.start()
+        self.add = self._lines.append
+
+    def close(self) -> None:
+        """Write what is left, if somebody reads it."""
+        self._is_closed.set()
+        self._thread.join(_CLOSE_S)
+
+    def _write(self) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self._is_closed.wait(_EVERY_S)
+            lines = [self._lines.popleft() + "\n" for _ in range(len(self._lines))]
+            with suppress(OSError):  # nobody reads it any more
+                sys.stdout.write("".join(lines))
+                sys.stdout.flush()
 
 
 __all__ = ["CONTENT_TYPE", "Journal", "Record"]

@@ -21,7 +21,7 @@ from mio_export.serving.engine import Engine
 from mio_export.serving.http import http_app
 from mio_export.serving.metrics import Journal
 from mio_export.serving.options import ServeOptions
-from mio_export.serving.protocol import HEADER_LENGTH, join, split
+from mio_export.serving.protocol import HEADER_LENGTH, RequestError, join, split
 
 POOL = urllib3.PoolManager(retries=False, timeout=30)
 KEY = "a secret"
@@ -402,3 +402,15 @@ def test_a_scaled_server_says_so_and_gives_other_vectors(bundle, photo_crops):
         scaled, full = (runtime.embed(preprocess.decode(large, scaled=way)[None])[0] for way in (True, False))
     assert np.allclose(row, scaled, rtol=1e-4, atol=1e-5)
     assert not np.allclose(row, full, rtol=1e-4, atol=1e-5)
+
+
+def test_each_request_is_a_line_of_json_however_it_ends(capsys):
+    journal = Journal(access_log=True)
+    with journal.request(protocol="grpc", model="encoder", client="127.0.0.1") as record:
+        record.count(["", "not an image", ""])
+    with pytest.raises(RequestError), journal.request(protocol="http", model="", client="::1"):
+        raise RequestError("queue_full", "come again")
+    journal.close()
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["outcome"], first["images"], first["failed"], first["client"]) == ("ok", 3, 1, "127.0.0.1")
+    assert (second["outcome"], second["protocol"], second["images"]) == ("queue_full", "http", 0)
