@@ -319,6 +319,7 @@ def test_who_waits_too_long_is_told_and_a_wait_that_is_foreseen_is_refused(bundl
 
 def test_metrics_count_every_end(url, photo_crops):
     ask(url, files(jpeg(photo_crops[0]), b""))
+    ask(url, b"{}")
     ask(url, b"{}", "/v2/models/nobody-s/infer")
     text = POOL.request("GET", f"{url}/metrics").data.decode()
     for line in (
