@@ -5,6 +5,7 @@ used, so that importing the package costs nothing.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from mio_export.store import load_embeddings
 
 __all__ = ["embed", "export", "load_embeddings", "load_encoder", "open_runtime", "verify"]
+
+# since 1.31 ONNX Runtime otherwise reports its use to Microsoft; it looks when it is imported
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "embed": "mio_export.embedding",

@@ -1,5 +1,7 @@
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -82,3 +84,10 @@ def test_threads_follow_the_affinity_mask():
         assert num_threads() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_onnx_runtime_keeps_no_record_of_its_use(tmp_path):
+    code = "import mio_export, onnxruntime; onnxruntime.SessionOptions()"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([sys.executable, "-c", code], env={**environment, "HOME": str(tmp_path)}, check=True)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

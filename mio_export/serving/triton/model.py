@@ -99,6 +99,7 @@ class _Decode:
 
 def _encode(config: Any, says: dict[str, str]) -> Callable[[Arrays], Arrays]:
     """ONNX Runtime on the CPU, for a server without a backend of its own for it."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     _check_versions(says, "onnxruntime")
