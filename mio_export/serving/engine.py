@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import sys
 import time
 import traceback
@@ -67,8 +66,7 @@ class Engine:
         self.num_open = 0
         self.is_ending = False
         self._options, self._journal = options, journal
-        with ThreadPoolExecutor(1, initializer=_give_way) as opener:
-            self._runtime = opener.submit(open_choice, bundle, choice).result()
+        self._runtime = open_choice(bundle, choice)
         self._decoder = Decoder(
             bundle.manifest.preprocess,
             scaled=options.decode == "scaled",
@@ -230,7 +228,6 @@ class Engine:
 
     def _compute(self) -> None:
         """Embed batch after batch, in the runtime's thread."""
-        _give_way()
         while batch := self._taken():
             start = time.perf_counter()
             for work in batch:
@@ -260,12 +257,6 @@ class Engine:
                 batch.append(self._queue.popleft())
                 room -= len(batch[-1].images)
             return batch
-
-
-def _give_way() -> None:
-    """Let this thread, and those that it will start, wait for the processor behind what reads and answers requests."""
-    if sys.platform == "linux":  # elsewhere it would be the whole process
-        os.nice(int(os.environ.get("NICE", "0")))
 
 
 class _Rate:
