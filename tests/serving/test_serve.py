@@ -97,6 +97,18 @@ def test_grpc_takes_typed_contents_and_gives_the_outputs_that_are_asked_for(chan
         (infer_request(PIXELS[:, :31]), "INVALID_ARGUMENT", "UINT8 of shape"),
         (infer_request(np.repeat(PIXELS, 11, axis=0)), "INVALID_ARGUMENT", "1 to 32 images, got 33"),
         (infer_request(PIXELS, outputs=[{"name": "bad"}]), "INVALID_ARGUMENT", "no output 'bad'"),
+        (infer_request(PIXELS, model="x" * 100_000), "NOT_FOUND", "unknown model"),
+        (
+            message(
+                "ModelInferRequest",
+                model_name="encoder",
+                inputs=[
+                    {"name": "images", "datatype": "BYTES", "shape": [1, 1], "contents": {"uint_contents": [1]}},
+                ],
+            ),
+            "INVALID_ARGUMENT",
+            "has 0 elements",
+        ),
     ],
 )
 def test_grpc_refuses_with_a_code_and_one_line(channel, request_, code, text):
@@ -104,6 +116,17 @@ def test_grpc_refuses_with_a_code_and_one_line(channel, request_, code, text):
         method(channel, "ModelInfer")(request_)
     assert caught.value.code().name == code
     assert "Traceback" not in caught.value.details()
+
+
+def test_bytes_that_are_no_message_are_refused_and_a_stream_goes_on(channel):
+    infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    with pytest.raises(grpc.RpcError, match="no ModelInferRequest") as caught:
+        infer(b"\xff" * 100)
+    assert caught.value.code().name == "INVALID_ARGUMENT"
+    stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    answers = list(stream(iter([b"\xff", infer_request(PIXELS).SerializeToString()])))
+    assert b"no ModelInferRequest" in answers[0]
+    assert b"embedding" in answers[1]
 
 
 def test_a_stream_answers_each_request_in_order_and_goes_on_after_a_bad_one(channel):
