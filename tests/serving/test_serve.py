@@ -220,6 +220,48 @@ def test_an_endless_head_is_refused(server, endless):
         sender.join()
 
 
+def test_who_takes_a_long_answer_late_is_served_on(serve, bundle, tmp_path, photo):
+    image = base64.b64encode(photo).decode()
+    with serve(bundle.path, tmp_path, "--timeout-seconds=1") as running, running.connect() as connection:
+
+        def ask(number):
+            body = json.dumps({"model": "encoder", "input": [image] * number}).encode()
+            head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+            connection.sendall(head + body)
+
+        def answer():
+            with connection.makefile("rb") as file:
+                lines = iter(file.readline, b"\r\n")
+                length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
+                return len(list(lines)) >= 0 and len(file.read(length))
+
+        ask(2000)
+        connection.recv(1, socket.MSG_PEEK)
+        time.sleep(0.3)
+        assert answer() > 5_000_000
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            ask(1)
+            assert answer() > 1000
+
+
+@pytest.mark.parametrize(
+    ("data", "statuses"),
+    [
+        (b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\nab", [b"413"]),
+        (b"\0garbage", [b"400"]),
+        (b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n" * 3 + b"\0garbage", []),
+    ],
+)
+def test_a_request_has_one_answer_and_a_refused_connection_no_trace(server, data, statuses):
+    with server.connect() as connection:
+        connection.sendall(data)
+        time.sleep(0.1)
+        connection.shutdown(socket.SHUT_WR)
+        assert [part[:3] for part in answered(connection).split(b"HTTP/1.1 ")[1:]] == statuses
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_one_connection_too_many_is_told_to_come_again(server):
     many = [server.connect() for _ in range(1024)]
     with server.connect() as last:
