@@ -38,7 +38,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, state, {})
         self._journal, self._timeout_s, self._most_bytes = journal, timeout_s, most_bytes
         self._timer: asyncio.TimerHandle | None = None
-        self._room, self._num_parts, self._num_bytes = _HEAD_BYTES, 0, 0
+        self._room, self._num_parts, self._num_bytes, self._num_answers = _HEAD_BYTES, 0, 0, 0
         self._in_head = self._in_body = self._is_refused = False
 
     @property
@@ -103,8 +103,9 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self._in_body:
             self._expect(self._timeout_s)
+        self._num_answers += 1
         if self.transport.get_write_buffer_size():
-            self.loop.call_later(self._timeout_s, self.transport.abort)
+            self.loop.call_later(self._timeout_s, self._give_up_on, self._num_answers)
 
     def send_400_response(self, msg: str) -> None:  # noqa: D102
         self._refuse(RequestError("invalid", msg))
@@ -121,12 +122,21 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _give_up_on(self, number: int) -> None:
+        """End the connection if the answer of this number, and so the last one, is not taken yet."""
+        if number == self._num_answers and self.transport.get_write_buffer_size():
+            self.transport.abort()
+
     def _refuse(self, error: RequestError) -> None:
-        """Say why, and close the connection."""
+        """Say why, unless another answer is due or given, and close the connection."""
+        if self._is_refused:
+            return
         self._is_refused = True
         self._expect(None)
         self._journal.refused(protocol="http", client=self.client[0] if self.client else "", reason=error.outcome)
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        is_begun = self.cycle is not None and self.cycle.response_started
+        is_asked = not is_begun or (self.cycle.response_complete and not self._in_body)
+        if is_asked and not self.pipeline:
             later = "" if error.retry_after_s is None else f"Retry-After: {error.retry_after_s:.0f}\r\n"
             body = json.dumps({"error": str(error)})
             head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nContent-Type: application/json\r\n"
@@ -136,7 +146,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.disconnected = True  # the application hears that nobody listens
             self.cycle.message_event.set()
         self.flow.resume_reading()
-        if self.transport.can_write_eof():
+        if self.transport.can_write_eof() and not self.pipeline:
             self.transport.write_eof()
             self.loop.call_later(_LINGER_S, self.transport.close)
         else:

@@ -39,8 +39,7 @@ _MOST_HELD_BODIES = 8
 """Bodies of the longest size that are held at once; beyond them requests are refused."""
 _MOST_INPUTS = 2048
 """Of OpenAI's interface."""
-_LONG_JSON = 1 << 18
-"""JSON of more bytes is read beside the event loop."""
+_MOST_DIGITS = 20
 _MEDIA = {"docs.html": "text/html", "docs.css": "text/css", "docs.js": "text/javascript"}
 
 Work = Callable[[Request, Record], Awaitable[Response]]
@@ -142,11 +141,14 @@ class _Api:
         with self._body(request) as read:
             body = await read()
             length = _header_length(request, body)
-            document = await _beside(length, lambda: self._document(body, length))
+            document = self._document(body, length)
             try:
                 inputs = [(item["name"], item["datatype"], item["shape"], item["data"]) for item in document["inputs"]]
-                asked = {item["name"]: item.get("parameters", {}) for item in document.get("outputs") or ()}
                 all_binary = document.get("parameters", {}).get("binary_data_output", False)
+                asked = {
+                    str(item["name"]): item.get("parameters", {}).get("binary_data", all_binary)
+                    for item in document.get("outputs") or ()
+                }
             except (KeyError, TypeError, AttributeError):
                 raise RequestError("invalid", "an input needs name, datatype, shape and data") from None
             images = served.images(model, inputs)
@@ -155,7 +157,7 @@ class _Api:
         outputs, tensors = [], []
         for name, datatype, shape, content in outputs_of(vectors, errors, tuple(asked)):
             output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
-            if asked.get(name, {}).get("binary_data", all_binary):
+            if asked.get(name, all_binary):
                 output["parameters"] = {"binary_data_size": len(content)}
                 tensors.append(content)
             else:
@@ -180,7 +182,7 @@ class _Api:
         self._engine.check_room()
         with self._body(request) as read:
             body = await read()
-            asked = await _beside(len(body), lambda: _json(body))
+            asked = _json(body)
             names = (served.name, served.parameters["space"])
             if asked.get("model") not in names:
                 raise RequestError("not_found", f"the model here is {names[0]!r}, its space {names[1]}")
@@ -259,7 +261,7 @@ class _Api:
             _check_size(body[:length], 2 * self._most_numbers)
             return split(body, length, "inputs")
         except ValueError as error:
-            raise RequestError("invalid", f"the body cannot be read: {error}"[:300]) from None
+            raise RequestError("invalid", f"the body cannot be read: {error}") from None
 
 
 def _header_length(request: Request, body: bytearray) -> int:
@@ -267,7 +269,7 @@ def _header_length(request: Request, body: bytearray) -> int:
     given = request.headers.get(HEADER_LENGTH)
     if given is None:
         return len(body)
-    if not given.isdecimal() or int(given) > len(body):
+    if not given.isdecimal() or len(given) > _MOST_DIGITS or int(given) > len(body):
         raise RequestError("invalid", f"{HEADER_LENGTH} is {given[:20]!r}, the body has {len(body)} bytes")
     return int(given)
 
@@ -278,16 +280,12 @@ def _check_size(text: bytearray, most: int) -> None:
         raise ValueError("it has more values than any request")
 
 
-async def _beside(length: int, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    return read() if length < _LONG_JSON else await asyncio.to_thread(read)
-
-
 def _json(body: bytearray) -> dict[str, Any]:
     try:
         _check_size(body, 4 * _MOST_INPUTS)
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError("invalid", f"the body is no JSON: {error}"[:300]) from None
+        raise RequestError("invalid", f"the body is no JSON: {error}") from None
     if not isinstance(document, dict):
         raise RequestError("invalid", "the body must be a JSON object")
     return document

@@ -43,8 +43,12 @@ OUTCOMES = {
 """Why a request is not answered: the status in HTTP, and the code in gRPC."""
 
 
+_MOST_CHARACTERS = 300
+"""Of a message, which may quote what was sent; gRPC cuts calls off whose messages are very long."""
+
+
 class RequestError(Exception):
-    """A request is not answered; the message is for its sender.
+    """A request is not answered; the message is for its sender: short, and of characters that can be sent.
 
     Attributes:
         outcome: one of ``OUTCOMES``.
@@ -52,7 +56,7 @@ class RequestError(Exception):
     """
 
     def __init__(self, outcome: str, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message[:_MOST_CHARACTERS].encode(errors="backslashreplace").decode())
         self.outcome, self.retry_after_s = outcome, retry_after_s
 
     @property
@@ -171,17 +175,15 @@ class Served:
         """
         metadata = self.metadata(model)["inputs"][0]
         if [name for name, *_ in inputs] != [IMAGES]:
-            raise RequestError(
-                "invalid", f"{model} takes one input, {IMAGES!r}; got {[name for name, *_ in inputs]}"[:300]
-            )
+            raise RequestError("invalid", f"{model} takes one input, {IMAGES!r}; got {[name for name, *_ in inputs]}")
         (_, datatype, shape, content), expected = inputs[0], metadata["shape"][1:]
         is_shape = isinstance(shape, list) and bool(shape) and all(type(extent) is int for extent in shape)
         if datatype != metadata["datatype"] or not is_shape or shape[1:] != expected:
             wanted = f"{metadata['datatype']} of shape (N, {', '.join(map(str, expected))})"
-            raise RequestError("invalid", f"{IMAGES} must be {wanted}, got {datatype} of shape {shape}"[:300])
+            raise RequestError("invalid", f"{IMAGES} must be {wanted}, got {datatype} of shape {shape}")
         number = shape[0]
         if not 1 <= number <= self.max_batch:
-            raise RequestError("invalid", f"a request holds 1 to {self.max_batch} images, got {number}"[:300])
+            raise RequestError("invalid", f"a request holds 1 to {self.max_batch} images, got {number}")
         if model == self.name:
             return _files(content, number)
         return _pixels(content, (number, *self.image_shape))
@@ -246,7 +248,7 @@ def split(body: bytes | bytearray, header_length: int, kind: str) -> dict[str, A
         for tensor in document[kind]:
             size = tensor.get("parameters", {}).get("binary_data_size")
             if size is not None:
-                if not isinstance(size, int) or not 0 <= size <= len(view) - place:
+                if type(size) is not int or not 0 <= size <= len(view) - place:
                     raise ValueError(f"binary_data_size {size} is not there")
                 tensor["data"] = view[place : place + size]
                 place += size
@@ -282,7 +284,7 @@ def outputs_of(
         RequestError: there is no output of a name.
     """
     if unknown := set(names) - {EMBEDDING, ERROR}:
-        raise RequestError("invalid", f"there is no output {min(unknown)!r}; there are {EMBEDDING} and {ERROR}"[:300])
+        raise RequestError("invalid", f"there is no output {min(unknown)!r}; there are {EMBEDDING} and {ERROR}")
     outputs = [
         (EMBEDDING, "FP32", [*vectors.shape], np.ascontiguousarray(vectors, "<f4").tobytes()),
         (ERROR, "BYTES", [len(errors), 1], pack(error.encode() for error in errors)),
@@ -300,8 +302,8 @@ def _files(content: Any, number: int) -> list[bytes]:
         else:
             flat = [item for row in content for item in (row if isinstance(row, list) else [row])]
             files = [item if isinstance(item, bytes) else file_of(item) for item in flat]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise RequestError("invalid", f"{IMAGES} cannot be read: {error}"[:300]) from None
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise RequestError("invalid", f"{IMAGES} cannot be read: {error}") from None
     if len(files) != number:
         raise RequestError("invalid", f"{IMAGES} has {len(files)} elements, its shape says {number}")
     return files
@@ -311,12 +313,12 @@ def _pixels(content: Any, shape: tuple[int, ...]) -> Pixels:
     try:
         if isinstance(content, (bytes, bytearray, memoryview)):
             return np.frombuffer(content, np.uint8).reshape(shape)
-        numbers = np.asarray(content)
-        if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 255:
-            raise ValueError("it must be numbers from 0 to 255")
+        numbers = np.asarray(content, np.float64)  # a type found by NumPy may be as wide as the longest string
+        if not ((numbers >= 0) & (numbers <= 255) & (numbers == np.floor(numbers))).all():
+            raise ValueError("it must be whole numbers from 0 to 255")
         return numbers.astype(np.uint8).reshape(shape)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise RequestError("invalid", f"{IMAGES} cannot be read: {error}"[:300]) from None
+        raise RequestError("invalid", f"{IMAGES} cannot be read: {error}") from None
 
 
 __all__ = [

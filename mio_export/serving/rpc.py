@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from mio_export.serving.engine import Engine
 from mio_export.serving.messages import SERVICE, entries, message, message_class
@@ -97,6 +98,8 @@ class RpcService:
             try:
                 if name not in _FREE:
                     self._admit(context)
+                if request is None:
+                    raise RequestError("invalid", f"the message is no {name}Request")
                 return message(f"{name}Response", **answer(request))
             except Exception as error:  # noqa: BLE001 - becomes a status
                 await _abort(context, error)
@@ -154,11 +157,14 @@ class RpcService:
     async def _read(self, requests: AsyncIterator[Any]) -> Any:
         try:
             async with asyncio.timeout(self._options.timeout_s):
-                return await anext(requests)
+                request = await anext(requests)
         except TimeoutError:
             raise RequestError("too_slow", f"the request took more than {self._options.timeout_s:g} s") from None
         except StopAsyncIteration:
             raise RequestError("invalid", "the call holds no request") from None
+        if request is None:
+            raise RequestError("invalid", "the message is no ModelInferRequest")
+        return request
 
 
 def _inputs(request: Any) -> list[tuple[str, str, list[int], Any]]:
@@ -170,7 +176,10 @@ def _inputs(request: Any) -> list[tuple[str, str, list[int], Any]]:
     for tensor, content in zip(request.inputs, raw, strict=True):
         if content is None:
             numbers = tensor.contents.uint_contents
-            content = list(tensor.contents.bytes_contents) or np.fromiter(numbers, np.uint32, len(numbers))
+            is_files = tensor.datatype == "BYTES"
+            content = (
+                list(tensor.contents.bytes_contents) if is_files else np.fromiter(numbers, np.uint32, len(numbers))
+            )
         inputs.append((tensor.name, tensor.datatype, list(tensor.shape), content))
     return inputs
 
@@ -200,8 +209,14 @@ def _peer(context: Any) -> str:
 
 
 def _codec(request: str, response: str) -> dict[str, Any]:
+    def read(data: bytes) -> Any:
+        try:
+            return message_class(f"{request}Request").FromString(data)
+        except DecodeError:  # where gRPC sees it, it ends the call without a reason
+            return None
+
     return {
-        "request_deserializer": message_class(f"{request}Request").FromString,
+        "request_deserializer": read,
         "response_serializer": message_class(f"{response}Response").SerializeToString,
     }
 

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -21,7 +22,7 @@ from mio_export.serving.engine import Engine
 from mio_export.serving.http import http_app
 from mio_export.serving.metrics import Journal
 from mio_export.serving.options import ServeOptions
-from mio_export.serving.protocol import HEADER_LENGTH, RequestError, join, split
+from mio_export.serving.protocol import HEADER_LENGTH, RequestError, Served, join, split
 
 POOL = urllib3.PoolManager(retries=False, timeout=30)
 KEY = "a secret"
@@ -147,6 +148,8 @@ def test_a_wrong_tensor_is_refused_by_name(url, change, message):
         b'{"inputs": [{"name": [], "datatype": "BYTES", "shape": [1, 1], "data": ["aa=="]}]}',
         b'{"inputs": [{"name": "images", "datatype": "BYTES", "shape": [1, 1], "parameters": 1, "data": ["aa=="]}]}',
         b'{"inputs": [{"name": "images", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 9}}]}',
+        b'{"inputs": [{"name": "images", "datatype": "\\ud800", "shape": [1, 1], "data": ["aa=="]}]}',
+        b'{"inputs": [{"name": "images", "datatype": "BYTES", "shape": [1, 1], "data": [{}]}]}',
         b'{"inputs": [], "outputs": 5}',
         b'{"inputs": [], "parameters": 5}',
         b"[" * 100_000,
@@ -162,7 +165,31 @@ def test_a_body_that_makes_no_sense_is_refused_without_a_trace(url, body):
         assert answer.json()["error"]
 
 
-@pytest.mark.parametrize("length", ["-1", "x", "99999999", "1e3", ""])
+@pytest.mark.parametrize("outputs", [[{"name": "embedding", "parameters": 5}], [{"name": 5}, {"name": "x"}], [{}]])
+def test_outputs_that_make_no_sense_are_refused(url, photo_crops, outputs):
+    answer = ask(url, files(jpeg(photo_crops[0])) | {"outputs": outputs})
+    assert answer.status == 400, answer.data
+
+
+@pytest.mark.parametrize("number", ["256", "-1", "0.5", "NaN", "null", '"a"', str(10**30), "[0]"])
+def test_numbers_that_are_no_pixels_are_refused(url, number):
+    data = '"data": [' + "0, " * 3071 + number + "]"
+    body = '{"inputs": [{"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3], ' + data + "}]}"
+    answer = ask(url, body.encode(), "/v2/models/encoder_pixels/infer")
+    assert answer.status == 400, answer.data
+
+
+def test_a_long_string_among_pixels_takes_no_more_memory_than_it_has(bundle):
+    served = Served.of(bundle, choose(bundle, "onnxruntime"), decode="full", max_batch=1)
+    tracemalloc.start()
+    with pytest.raises(RequestError, match="cannot be read"):
+        served.images("encoder_pixels", [("images", "UINT8", [1, 32, 32, 3], ["a" * 10_000, *["0"] * 3071])])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10_000_000
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "99999999", "1e3", "", "9" * 5000])
 def test_a_wrong_header_length_is_refused(url, length):
     answer = ask(url, b"{}", **{HEADER_LENGTH: length})
     assert answer.status == 400

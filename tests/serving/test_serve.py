@@ -97,6 +97,18 @@ def test_grpc_takes_typed_contents_and_gives_the_outputs_that_are_asked_for(chan
         (infer_request(PIXELS[:, :31]), "INVALID_ARGUMENT", "UINT8 of shape"),
         (infer_request(np.repeat(PIXELS, 11, axis=0)), "INVALID_ARGUMENT", "1 to 32 images, got 33"),
         (infer_request(PIXELS, outputs=[{"name": "bad"}]), "INVALID_ARGUMENT", "no output 'bad'"),
+        (infer_request(PIXELS, model="x" * 100_000), "NOT_FOUND", "unknown model"),
+        (
+            message(
+                "ModelInferRequest",
+                model_name="encoder",
+                inputs=[
+                    {"name": "images", "datatype": "BYTES", "shape": [1, 1], "contents": {"uint_contents": [1]}},
+                ],
+            ),
+            "INVALID_ARGUMENT",
+            "has 0 elements",
+        ),
     ],
 )
 def test_grpc_refuses_with_a_code_and_one_line(channel, request_, code, text):
@@ -104,6 +116,17 @@ def test_grpc_refuses_with_a_code_and_one_line(channel, request_, code, text):
         method(channel, "ModelInfer")(request_)
     assert caught.value.code().name == code
     assert "Traceback" not in caught.value.details()
+
+
+def test_bytes_that_are_no_message_are_refused_and_a_stream_goes_on(channel):
+    infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    with pytest.raises(grpc.RpcError, match="no ModelInferRequest") as caught:
+        infer(b"\xff" * 100)
+    assert caught.value.code().name == "INVALID_ARGUMENT"
+    stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    answers = list(stream(iter([b"\xff", infer_request(PIXELS).SerializeToString()])))
+    assert b"no ModelInferRequest" in answers[0]
+    assert b"embedding" in answers[1]
 
 
 def test_a_stream_answers_each_request_in_order_and_goes_on_after_a_bad_one(channel):
@@ -195,6 +218,48 @@ def test_an_endless_head_is_refused(server, endless):
         sender.start()
         assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
         sender.join()
+
+
+def test_who_takes_a_long_answer_late_is_served_on(serve, bundle, tmp_path, photo):
+    image = base64.b64encode(photo).decode()
+    with serve(bundle.path, tmp_path, "--timeout-seconds=1") as running, running.connect() as connection:
+
+        def ask(number):
+            body = json.dumps({"model": "encoder", "input": [image] * number}).encode()
+            head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+            connection.sendall(head + body)
+
+        def answer():
+            with connection.makefile("rb") as file:
+                lines = iter(file.readline, b"\r\n")
+                length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
+                return len(list(lines)) >= 0 and len(file.read(length))
+
+        ask(2000)
+        connection.recv(1, socket.MSG_PEEK)
+        time.sleep(0.3)
+        assert answer() > 5_000_000
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            ask(1)
+            assert answer() > 1000
+
+
+@pytest.mark.parametrize(
+    ("data", "statuses"),
+    [
+        (b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\nab", [b"413"]),
+        (b"\0garbage", [b"400"]),
+        (b"GET /v2 HTTP/1.1\r\nHost: a\r\n\r\n" * 3 + b"\0garbage", []),
+    ],
+)
+def test_a_request_has_one_answer_and_a_refused_connection_no_trace(server, data, statuses):
+    with server.connect() as connection:
+        connection.sendall(data)
+        time.sleep(0.1)
+        connection.shutdown(socket.SHUT_WR)
+        assert [part[:3] for part in answered(connection).split(b"HTTP/1.1 ")[1:]] == statuses
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_one_connection_too_many_is_told_to_come_again(server):
