@@ -65,6 +65,8 @@ class Connection(HttpToolsProtocol):
             self._expect(_HEAD_S)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # noqa: D102
+        if self._is_refused:
+            return False
         if self._in_head or self._in_body:
             self._refuse(RequestError("invalid", "the request is cut off"))
         elif self.is_busy:

@@ -1,6 +1,7 @@
 """The application as replicas of Ray Serve, on this machine or a cluster; Ray replaces those that die."""
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -93,7 +94,8 @@ def serve_with_ray(
         socket.create_server((options.host, options.http_port), family=family).close()
     except OSError as error:
         raise UsageError(
-            f"cannot listen at {options.host} port {options.http_port}: {error.strerror}; choose another --http-port"
+            f"cannot listen at {options.host} port {options.http_port}: {os.strerror(error.errno or 0)}; choose another"
+            " --http-port"
         ) from None
     with cluster(address):
         from ray import serve

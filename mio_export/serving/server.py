@@ -249,7 +249,7 @@ class Server:
             return keeper
         except OSError as error:
             raise UsageError(
-                f"cannot listen at {place[0]} port {place[1]}: {error.strerror}; choose another"
+                f"cannot listen at {place[0]} port {place[1]}: {os.strerror(error.errno or 0)}; choose another"
                 f" --{option.replace('_', '-')} or --host"
             ) from None
 

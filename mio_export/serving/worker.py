@@ -66,6 +66,7 @@ class _Worker:
         self._config = uvicorn.Config(
             http_app(self._engine, options, self._journal),
             log_config=None,
+            log_level="error",  # what clients do wrong is in the access log
             lifespan="off",
             ws="none",
             proxy_headers=False,

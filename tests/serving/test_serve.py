@@ -231,7 +231,7 @@ def test_who_takes_a_long_answer_late_is_served_on(serve, bundle, tmp_path, phot
 
         def answer():
             with connection.makefile("rb") as file:
-                lines = iter(file.readline, b"\r\n")
+                lines = iter(lambda: file.readline() or b"\r\n", b"\r\n")
                 length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
                 return len(list(lines)) >= 0 and len(file.read(length))
 
@@ -260,6 +260,23 @@ def test_a_request_has_one_answer_and_a_refused_connection_no_trace(server, data
         connection.shutdown(socket.SHUT_WR)
         assert [part[:3] for part in answered(connection).split(b"HTTP/1.1 ")[1:]] == statuses
     assert "Traceback" not in server.log.read_text()
+
+
+def test_who_speaks_something_else_and_goes_is_refused_once_and_leaves_no_trace(server):
+    refused = 'mio_requests_total{model="",outcome="invalid",protocol="http"}'
+
+    def number():
+        return sum(float(line.split()[1]) for line in server.metrics().splitlines() if line.startswith(refused))
+
+    before, said = number(), server.log.read_text()
+    with server.connect() as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")  # gRPC at the port of HTTP
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+    deadline = time.monotonic() + 5
+    while number() == before:
+        assert time.monotonic() < deadline
+    assert number() == before + 1
+    assert server.log.read_text() == said
 
 
 def test_one_connection_too_many_is_told_to_come_again(server):
@@ -428,7 +445,7 @@ def test_a_taken_port_is_refused_by_its_option(bundle, server, mio):
         ({"http_port": http_port, "grpc_port": server.grpc_port}, "--grpc-port"),
     ):
         with (
-            pytest.raises(UsageError, match=f"choose another {option}"),
+            pytest.raises(UsageError, match=f"port [0-9]+: Address already in use; choose another {option}"),
             Server(bundle, ServeOptions(runtime="onnxruntime", **taken)),
         ):
             pass
