@@ -2,16 +2,15 @@
 
 import asyncio
 import json
-import logging
 import os
 import queue
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from logging.handlers import QueueHandler, QueueListener
+from threading import Thread
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,6 +29,7 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _MOST_LINES = 10_000
 """Lines that wait for whoever reads the log; beyond them lines are dropped, and no request waits."""
+_END_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -64,13 +64,9 @@ class Journal:
         self.waiting = Histogram("mio_queue_seconds", "Wait for a batch", registry=own, buckets=_SECONDS)
         self.decoding = Histogram("mio_decode_seconds", "Time to decode an image", registry=own, buckets=_SECONDS)
         self.inference = Histogram("mio_inference_seconds", "Time to embed a batch", registry=own, buckets=_SECONDS)
-        self._log: logging.Logger | None = None
-        if access_log:
-            lines: queue.Queue[logging.LogRecord] = queue.Queue(_MOST_LINES)
-            self._log = logging.Logger("mio.access")
-            self._log.addHandler(_Dropping(lines))
-            self._listener = QueueListener(lines, logging.StreamHandler(sys.stdout))
-            self._listener.start()
+        self._lines: queue.Queue[str] | None = queue.Queue(_MOST_LINES) if access_log else None
+        self._printer = Thread(target=self._print, name="access log", daemon=True)
+        self._printer.start()
 
     @contextmanager
     def request(self, *, protocol: str, model: str, client: str) -> Iterator[Record]:
@@ -103,14 +99,22 @@ class Journal:
         return generate_latest(registry)
 
     def close(self) -> None:
-        """Write what waits to be written."""
-        if self._log is not None:
-            self._listener.stop()
+        """Write what waits to be written, if somebody reads it."""
+        if self._lines is not None:
+            with suppress(queue.Full):
+                self._lines.put_nowait("")
+            self._printer.join(_END_S)
+
+    def _print(self) -> None:
+        with suppress(OSError, ValueError):  # nobody reads it any more; the lines that come are dropped
+            while self._lines is not None and (line := self._lines.get()):
+                sys.stdout.write(line)
+                sys.stdout.flush()
 
     def _write(self, record: Record, protocol: str, client: str, seconds: float) -> None:
         self._requests.labels(record.model, protocol, record.status).inc()
         self._seconds.labels(record.model).observe(seconds)
-        if self._log is not None:
+        if self._lines is not None:
             line = {
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 "client": client,
@@ -121,12 +125,8 @@ class Journal:
                 "failed": record.num_failed,
                 "seconds": round(seconds, 6),
             }
-            self._log.info(json.dumps(line))
-
-
-class _Dropping(QueueHandler):
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in the standard library
-        """Drop the line."""
+            with suppress(queue.Full):
+                self._lines.put_nowait(json.dumps(line) + "\n")
 
 
 __all__ = ["CONTENT_TYPE", "Journal", "Record"]

@@ -104,7 +104,6 @@ class _Worker:
             await rpc.stop(0)
             self._engine.close()
         self._journal.close()
-        sys.stdout.flush()
         _tell(self._settings, num_open=num_open)
         os._exit(1 if num_open else 0)  # what was not answered may hold a thread that never ends
 
