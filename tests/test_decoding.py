@@ -126,6 +126,18 @@ def test_a_process_that_was_killed_between_two_files_costs_neither(photo_crops):
         np.testing.assert_array_equal(decoder.decode(data), expected)
 
 
+def test_a_process_that_is_stopped_is_ended_in_time_and_the_next_file_is_decoded():
+    data = encoded(Image.effect_noise((1000, 1000), 100), "PNG")
+    assert len(data) > 1 << 18  # longer than a pipe holds
+    with Decoder(CONTRACT, limits=Limits(decode_s=0.5), isolated=True) as decoder:
+        expected = decoder.decode(data)
+        (process,) = decoder._idle
+        os.kill(process._process.pid, signal.SIGSTOP)
+        with pytest.raises(DecodeError, match="takes more than"):
+            decoder.decode(data)
+        np.testing.assert_array_equal(decoder.decode(data), expected)
+
+
 def icon_of_a_jpeg(side):
     """A BLP file that says that it is 16 pixels a side, and holds a JPEG that is not."""
     inner = encoded(Image.new("L", (side, side)), "JPEG")

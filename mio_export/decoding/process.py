@@ -54,7 +54,7 @@ class DecodingProcess:
         self._is_killed = False
         settings = {"preprocess": preprocess.to_dict(), "decode_s": self._decode_s}
         try:
-            self._send(json.dumps(settings).encode() + b"\n")
+            self._send(json.dumps(settings).encode() + b"\n", None)
             self._received(None, {READY: 0})
         except CrashError as error:
             reason = self._last_words()
@@ -72,10 +72,11 @@ class DecodingProcess:
             MemoryError: the machine has not enough memory.
             CrashError: the process ended.
         """
-        self._send(REQUEST.pack(scaled, len(data)))
-        self._send(data)
+        deadline = time.monotonic() + self._decode_s
+        self._send(REQUEST.pack(scaled, len(data)), deadline)
+        self._send(data, deadline)
         longest = {PIXELS: math.prod(self._shape), FAILED: _MOST_TEXT_BYTES, NO_MEMORY: _MOST_TEXT_BYTES}
-        kind, content = self._received(time.monotonic() + self._decode_s, longest)
+        kind, content = self._received(deadline, longest)
         if kind == FAILED:
             raise DecodeError(content.decode())
         if kind == NO_MEMORY:
@@ -100,12 +101,15 @@ class DecodingProcess:
             if pipe is not None:
                 pipe.close()
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes, deadline: float | None) -> None:
         assert self._process.stdin is not None
-        left = memoryview(data)
+        descriptor, left = self._process.stdin.fileno(), memoryview(data)
+        os.set_blocking(descriptor, False)  # a process that is stopped reads nothing
         try:
             while left:
-                left = left[os.write(self._process.stdin.fileno(), left) :]
+                self._wait(descriptor, select.POLLOUT, deadline)
+                with suppress(BlockingIOError):
+                    left = left[os.write(descriptor, left) :]
         except BrokenPipeError:
             raise self._ended() from None
 
@@ -119,18 +123,20 @@ class DecodingProcess:
     def _read(self, length: int, deadline: float | None) -> bytearray:
         assert self._process.stdout is not None
         descriptor, data = self._process.stdout.fileno(), bytearray()
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
         while len(data) < length:
-            left_ms = None if deadline is None else 1000 * max(0, deadline - time.monotonic())
-            if not poll.poll(left_ms):
-                self.kill()
-                raise DecodeError(f"decoding takes more than {self._decode_s:g} seconds (--max-decode-seconds)")
+            self._wait(descriptor, select.POLLIN, deadline)
             part = os.read(descriptor, min(length - len(data), _READ_BYTES))
             if not part:
                 raise self._ended()
             data += part
         return data
+
+    def _wait(self, descriptor: int, event: int, deadline: float | None) -> None:
+        poll = select.poll()
+        poll.register(descriptor, event)
+        if not poll.poll(None if deadline is None else 1000 * max(0, deadline - time.monotonic())):
+            self.kill()
+            raise DecodeError(f"decoding takes more than {self._decode_s:g} seconds (--max-decode-seconds)")
 
     def _ended(self) -> Exception:
         """Return what the end of the process means."""

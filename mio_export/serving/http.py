@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from starlette.applications import Starlette
@@ -89,9 +88,11 @@ class _Api:
                 with self._journal.request(protocol="http", model=model, client=client) as record:
                     if not self._options.admits(request.headers.get("authorization")):
                         raise RequestError("unauthorized", "send the server's key as 'Authorization: Bearer KEY'")
-                    return await work(request, record)
-            except ClientDisconnect:
-                return Response(status_code=499)
+                    try:
+                        return await work(request, record)
+                    except ClientDisconnect:
+                        record.status = "cancelled"
+                        return Response(status_code=499)
             except RequestError as error:
                 return _refusal(error, openai=path.startswith("/v1/"))
             except Exception:  # noqa: BLE001 - nobody outside may see it
@@ -196,7 +197,14 @@ class _Api:
                 raise RequestError("invalid", f"input must be a string or a list of 1 to {_MOST_INPUTS} strings")
             try:
                 async with asyncio.timeout(self._options.timeout_s):
-                    images = [await self._file(index, item) for index, item in enumerate(items)]
+                    images, num_bytes = [], 0
+                    for index, item in enumerate(items):
+                        images.append(await self._file(index, item))
+                        num_bytes += len(images[-1])
+                        if num_bytes > self._engine.max_body_bytes:
+                            raise RequestError(
+                                "too_large", f"images have at most {self._engine.max_body_bytes:,} bytes"
+                            )
             except TimeoutError:
                 raise RequestError("too_slow", "the images could not be fetched in time") from None
             rows: list[Embeddings] = []
@@ -308,17 +316,17 @@ def _fetched(url: str, options: ServeOptions) -> bytes:
     """Fetch an image from a host that is allowed; it may not send on to another."""
     import urllib3
 
-    host = (urlsplit(url).hostname or "").lower()
-    if host not in {allowed.lower() for allowed in options.allow_url_hosts}:
-        raise ValueError("this server fetches no URL of that host; send the image itself, as a data URI")
     try:
+        host = (urllib3.util.parse_url(url).host or "").strip("[]")  # as it is read where the connection is made
+        if host not in {allowed.lower() for allowed in options.allow_url_hosts}:
+            raise ValueError("this server fetches no URL of that host; send the image itself, as a data URI")
         with urllib3.PoolManager(retries=False, timeout=options.max_wait_s) as pool:
             answer = pool.request("GET", url, redirect=False, preload_content=False)
             if answer.status != 200:
                 raise ValueError(f"{host} answered with status {answer.status}")
             data = answer.read(options.max_file_bytes + 1)
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise ValueError(f"{host} cannot be read ({type(error).__name__})") from None
+        raise ValueError(f"{url[:100]} cannot be read ({type(error).__name__})") from None
     return bytes(data)
 
 

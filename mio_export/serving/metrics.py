@@ -139,11 +139,10 @@ class _Log:
 
     def _write(self) -> None:
         is_last = False
-        while not is_last:
-            is_last = self._is_closed.wait(_EVERY_S)
-            lines = [self._lines.popleft() + "\n" for _ in range(len(self._lines))]
-            with suppress(OSError):  # nobody reads it any more
-                sys.stdout.write("".join(lines))
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            while not is_last:
+                is_last = self._is_closed.wait(_EVERY_S)
+                sys.stdout.write("".join([self._lines.popleft() + "\n" for _ in range(len(self._lines))]))
                 sys.stdout.flush()
 
 

@@ -80,18 +80,18 @@ class ServeOptions:
             raise UsageError(f"decode must be full or scaled, got {self.decode!r}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("TLS needs both --tls-cert and --tls-key")
-        if self.api_key is not None and not (
-            self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
-        ):
-            raise UsageError("the API key must be printable ASCII, and not empty")
+        key = self.api_key
+        if key is not None and not (key and key.isascii() and key.isprintable() and key == key.strip()):
+            raise UsageError("the API key must be printable ASCII without spaces at its ends, and not empty")
         Limits(max_file_bytes=self.max_file_bytes, max_pixels=self.max_pixels, decode_s=self.max_decode_s)
 
     def admits(self, authorization: str | None) -> bool:
         """Whether a client may ask, by what it sent as ``Authorization``."""
         if self.api_key is None:
             return True
-        given = (authorization or "").removeprefix("Bearer ").encode()
-        return hmac.compare_digest(given, self.api_key.encode())
+        scheme, _, key = (authorization or "").partition(" ")
+        given = key.strip() if scheme.lower() == "bearer" else authorization or ""
+        return hmac.compare_digest(given.encode(), self.api_key.encode())
 
     def batch_for(self, bundle: Bundle) -> int:
         """Return the most images in a request and in a batch.

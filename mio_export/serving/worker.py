@@ -105,7 +105,6 @@ class _Worker:
             # gRPC's own end would cancel calls that come now; that of the process is UNAVAILABLE, which clients repeat
             self._engine.close()
         self._journal.close()
-        sys.stdout.flush()
         _tell(self._settings, num_open=num_open)
         os._exit(1 if num_open else 0)  # what was not answered may hold a thread that never ends
 

@@ -3,11 +3,12 @@
 import base64
 import io
 import json
+import os
 import socket
 import threading
 import time
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -272,7 +273,7 @@ def test_urls_of_allowed_hosts_are_fetched_and_lead_nowhere_else(bundle, photo_c
     host = HTTPServer(("127.0.0.1", 0), Host)
     threading.Thread(target=host.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{host.server_port}"
-    with running(bundle, allow_url_hosts=("127.0.0.1",), max_file_bytes=30_000) as (url, _):
+    with running(bundle, allow_url_hosts=("127.0.0.1",), max_file_bytes=30_000, max_body_bytes=100_000) as (url, _):
 
         def embed(image):
             return ask(url, {"model": "encoder", "input": image}, "/v1/embeddings")
@@ -281,6 +282,9 @@ def test_urls_of_allowed_hosts_are_fetched_and_lead_nowhere_else(bundle, photo_c
         assert "status 302" in embed(f"{base}/moved").json()["error"]["message"]
         assert "30,001 bytes, more than the limit" in embed(f"{base}/long").json()["error"]["message"]
         assert "no URL of that host" in embed(f"http://localhost:{host.server_port}/photo").json()["error"]["message"]
+        hidden = embed(f"http://localhost:{host.server_port}\\@127.0.0.1/photo")
+        assert "no URL of that host" in hidden.json()["error"]["message"]
+        assert embed([f"{base}/long"] * 4).status == 413
         assert (
             "no URL of that host" in embed(f"http://127.0.0.1@localhost:{host.server_port}/").json()["error"]["message"]
         )
@@ -293,7 +297,8 @@ def test_a_key_is_asked_for_everywhere_but_at_health_and_documentation(bundle):
         for path in ("/v2", "/v2/models/encoder", "/v2/models/encoder/config", "/v1/models", "/metrics"):
             assert POOL.request("GET", url + path).status == 401
             assert POOL.request("GET", url + path, headers={"Authorization": "Bearer wrong"}).status == 401
-            assert POOL.request("GET", url + path, headers={"Authorization": f"Bearer {KEY}"}).status == 200
+            for right in (f"Bearer {KEY}", f"bearer  {KEY} "):
+                assert POOL.request("GET", url + path, headers={"Authorization": right}).status == 200
         assert ask(url, b"{}").status == 401
         assert ask(url, b"{}", "/v1/embeddings").json()["error"]["code"] == "unauthorized"
         for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/encoder/ready", "/docs", "/openapi.json"):
@@ -390,6 +395,28 @@ def test_a_client_that_goes_leaves_the_queue(bundle, photo_crops):
         while engine.num_open:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        text = POOL.request("GET", f"{url}/metrics").data.decode()
+        assert 'mio_requests_total{model="encoder",outcome="cancelled",protocol="http"} 1.0' in text
+        assert "failed" not in text
+
+
+@pytest.mark.parametrize("reader", ["gone", "asleep"])
+def test_no_request_and_no_end_waits_for_who_reads_the_access_log(monkeypatch, reader, capfd):
+    read, write = os.pipe()
+    if reader == "gone":
+        os.close(read)
+    with suppress(BrokenPipeError), os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        journal = Journal(access_log=True)
+        start = time.monotonic()
+        for _ in range(12_000):
+            journal.refused(protocol="http", client="", reason="invalid")
+        journal.close()
+        assert time.monotonic() - start < 5
+        if reader == "asleep":
+            os.close(read)
+        journal._printer.join(5)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_runtime_that_fails_is_a_server_s_error_without_a_trace(bundle, monkeypatch, capfd):

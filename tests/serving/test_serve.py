@@ -458,6 +458,7 @@ def test_a_taken_port_is_refused_by_its_option(bundle, server, mio):
     [
         ({"max_batch": 33}, "max_batch must be 1 to 32"),
         ({"host": "no.such.host.invalid"}, "--host"),
+        ({"api_key": "key "}, "without spaces at its ends"),
         ({"runtime": "torch"}, "no proved artifact"),
         ({"tls_cert": "/nowhere", "tls_key": "/nowhere"}, "no certificate and its key"),
     ],
