@@ -52,7 +52,8 @@ class Running:
         return children(self.process.pid)
 
     def records(self):
-        """The access log."""
+        """The access log, a moment later: it is written now and then."""
+        time.sleep(0.3)
         return [json.loads(line) for line in self.access.read_text().splitlines()]
 
     def connect(self):

@@ -415,7 +415,7 @@ def test_no_request_and_no_end_waits_for_who_reads_the_access_log(monkeypatch, r
         assert time.monotonic() - start < 5
         if reader == "asleep":
             os.close(read)
-        journal._printer.join(5)
+        journal._log._thread.join(5)
     assert capfd.readouterr().err == ""
 
 
