@@ -189,7 +189,10 @@ class Engine:
     def _decode(self, file: bytes) -> Pixels | str:
         start = time.perf_counter()
         try:
-            return self._decoder.decode(file)
+            try:
+                return self._decoder.decode(file)
+            except MemoryError:  # or somebody has killed the process, which looks the same: once more
+                return self._decoder.decode(file)
         except DecodeError as error:
             return str(error)
         except MemoryError:

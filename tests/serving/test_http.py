@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -417,6 +418,20 @@ def test_no_request_and_no_end_waits_for_who_reads_the_access_log(monkeypatch, r
             os.close(read)
         journal._log._thread.join(5)
     assert capfd.readouterr().err == ""
+
+
+def test_an_image_survives_the_process_that_decodes_it(bundle, photo_crops):
+    big = io.BytesIO()
+    photo_crops[0].resize((5000, 5000)).save(big, "JPEG")
+    with running(bundle) as (url, engine):
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(ask(url, files(big.getvalue()))))
+        asking.start()
+        while not (busy := list(engine._decoder._busy)):
+            time.sleep(0.001)
+        os.kill(busy[0]._process.pid, signal.SIGKILL)
+        asking.join()
+        assert answers[0].json()["outputs"][1]["data"] == [""]
 
 
 def test_a_runtime_that_fails_is_a_server_s_error_without_a_trace(bundle, monkeypatch, capfd):
