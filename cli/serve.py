@@ -70,6 +70,8 @@ def run(
 
     if engine not in ("local", "ray"):
         raise UsageError(f"engine must be local or ray, got {engine!r}")
+    if engine == "local" and (address is not None or replicas != 1):
+        raise UsageError("--address and --replicas need --engine ray; for more processes on this machine: --workers")
     options = ServeOptions(
         runtime=runtime,
         precision=precision,

@@ -1,5 +1,6 @@
 """``mio verify``."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,10 +71,14 @@ def run(
         with _json_if_refused(as_json):
             _check_signature(bundle, signer, issuer)
     if server is not None:
+        if runtimes or everything or device != "auto":
+            raise UsageError("a server has chosen its runtime and device: leave out --runtime, --all and --device")
         _verify_server(bundle, server, images=images, limit=limit, api_key=api_key, ca=ca, as_json=as_json)
         return
     from mio_export.parity import EVERYTHING, verify
 
+    if ca is not None:
+        raise UsageError("--ca is for --server")
     if images is None and (runtimes or everything):
         raise UsageError("--runtime and --all say what is proved again; add --images DIR")
     chosen = EVERYTHING if everything else runtimes
@@ -137,6 +142,7 @@ def _verify_server(
 ) -> None:
     from mio_export.serving import verify_server
 
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it logs is in the error
     if images is None:
         raise UsageError("a server is held to the gate on real images; add --images DIR")
     with _json_if_refused(as_json):

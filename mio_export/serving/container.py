@@ -25,8 +25,7 @@ _SETTINGS = "container.json"
 _SERVER = (
     "grpcio httptools numpy onnx pillow prometheus-client protobuf pyarrow pydantic starlette typer urllib3 uvicorn"
 )
-_TORCH = {"onnxruntime": "", "openvino": "", "torch": "lightly safetensors torch torchvision"}
-"""What a runtime needs beside its own library; those that are not named need torch."""
+_WITHOUT_TORCH = ("onnxruntime", "openvino")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._:/@-]{0,254}")
 
 
@@ -72,13 +71,15 @@ def write_container(
     if is_there and not (out / _SETTINGS).is_file():
         raise UsageError(f"{out} exists and is no folder of mio deploy container; choose another -o")
     choice = choose_elsewhere(bundle, runtime, precision=precision, device=device)
+    if choice.runtime == "torch":  # which mio serve refuses
+        raise UsageError(f"{bundle.path} has no proved artifact to serve; export one: mio export -f onnx")
     settings: dict[str, Any] = {
         "name": name,
         "space": bundle.manifest.space,
         **{"artifact": choice.file, "artifact_sha256": choice.sha256},
         **{"runtime": choice.runtime, "precision": choice.precision, "device": choice.device, "decode": decode},
-        **{"mio_export": version("mio-export"), "requirements": _requirements(bundle, choice)},
-        "needs_torch": choice.runtime not in ("onnxruntime", "openvino"),
+        **{"mio_export": version("mio-export"), "requirements": _requirements(choice)},
+        "needs_torch": choice.runtime not in _WITHOUT_TORCH,
         "kserve_image": kserve_image,
         "service": re.sub(r"[^a-z0-9]+", "-", f"mio-{name.lower()}")[:40].strip("-"),  # a DNS label
     }
@@ -98,11 +99,10 @@ def write_container(
     return settings
 
 
-def _requirements(bundle: Bundle, choice: Choice) -> list[str]:
+def _requirements(choice: Choice) -> list[str]:
     """Return what is installed beside mio-export, in the versions that are used here."""
     library = distribution_of(choice.runtime)
-    timm = "timm" if bundle.manifest.encoder.backbone.startswith("timm/") and choice.runtime == "torch" else ""
-    names = f"{_SERVER} uvloop {library} {_TORCH.get(choice.runtime, 'torch')} {timm}".split()
+    names = f"{_SERVER} uvloop {library} {'' if choice.runtime in _WITHOUT_TORCH else 'torch'}".split()
     try:
         pins = {name: version(name).partition("+")[0] for name in sorted(set(names))}
     except PackageNotFoundError as error:

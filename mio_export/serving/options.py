@@ -2,6 +2,7 @@
 
 import hmac
 import math
+import re
 from dataclasses import dataclass
 
 from mio_export.bundle import Bundle
@@ -10,11 +11,12 @@ from mio_export.limits import Limits
 
 _MIN_BODY_BYTES = 64 << 20
 _HEADER_BYTES = 1 << 20
+_HOST = re.compile(r"[\w.-]+|[0-9a-fA-F.]*:[0-9a-fA-F.:]*:[0-9a-fA-F.:]*")
 _RANGES = {
     "workers": (1, 256),
     "http_port": (1, 65535),
     "grpc_port": (1, 65535),
-    "max_queue": (1, math.inf),
+    "max_queue": (1, 1_000_000),
     "max_wait_s": (0.01, 3600),
     "timeout_s": (0.1, 3600),
 }
@@ -71,7 +73,8 @@ class ServeOptions:
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
             if not least <= getattr(self, name) <= most:
-                raise UsageError(f"{name} must be {least} to {most}, got {getattr(self, name)}")
+                option = "--" + re.sub("_s$", "_seconds", name).replace("_", "-")
+                raise UsageError(f"{option} must be {least} to {most}, got {getattr(self, name)}")
         if self.http_port == self.grpc_port:
             raise UsageError(f"the ports for HTTP and gRPC must differ, got {self.http_port} for both")
         if self.max_body_bytes is not None and self.max_body_bytes < 1:
@@ -80,6 +83,8 @@ class ServeOptions:
             raise UsageError(f"decode must be full or scaled, got {self.decode!r}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise UsageError("TLS needs both --tls-cert and --tls-key")
+        if wrong := [host for host in self.allow_url_hosts if not _HOST.fullmatch(host)]:
+            raise UsageError(f"--allow-url-host takes a host's name alone, without port; got {wrong[0]!r}")
         key = self.api_key
         if key is not None and not (key and key.isascii() and key.isprintable() and key == key.strip()):
             raise UsageError("the API key must be printable ASCII without spaces at its ends, and not empty")

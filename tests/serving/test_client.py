@@ -195,6 +195,28 @@ def test_a_live_server_is_held_to_the_gate(server, bundle, photos, mio, protocol
     assert "from pixels and from encoded images" in result.out
 
 
+@pytest.mark.parametrize("options", [["--runtime=onnxruntime"], ["--all"], ["--device=cpu"]])
+def test_what_a_server_has_chosen_cannot_be_asked_of_it(bundle, photos, mio, options):
+    result = mio("verify", bundle.path, "--server", "http://127.0.0.1:9/encoder", "--images", photos, *options)
+    assert (result.code, "leave out" in result.err) == (2, True)
+    result = mio("verify", bundle.path, "--ca", "ca.pem")
+    assert (result.code, "--ca is for --server" in result.err) == (2, True)
+
+
+def test_a_server_without_tls_is_said_in_one_line(server, bundle, photos):
+    code = """
+import sys
+from mio_export.cli.main import main
+from mio_export.serving import RemoteEncoder
+RemoteEncoder.__init__.__kwdefaults__["num_retries"] = 0
+sys.exit(main())
+"""
+    url = server.grpc.replace("://", "s://")
+    command = [sys.executable, "-c", code, "verify", bundle.path, "--server", url, "--images", photos]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+
+
 def test_a_server_that_decodes_scaled_is_held_to_the_gate_of_that(secured, bundle, photos, mio, monkeypatch):
     running, cert = secured
     url = running.http.replace("://", "s://")

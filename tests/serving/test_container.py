@@ -187,6 +187,12 @@ def test_only_what_was_proved_is_deployed(bundle, of_gpu, tmp_path):
     assert not out.exists()
 
 
+def test_what_mio_serve_refuses_is_not_written(bundle, tmp_path):
+    with pytest.raises(UsageError, match="no proved artifact to serve; export one"):
+        write_container(bundle, tmp_path / "c", runtime="torch")
+    assert not (tmp_path / "c").exists()
+
+
 def test_for_a_gpu_that_is_not_here(of_gpu, tmp_path):
     written = write_container(of_gpu, tmp_path / "out", kserve_image="registry.example/encoder:1")
     found = requirements(tmp_path / "out")

@@ -463,6 +463,26 @@ def test_options_that_this_bundle_or_machine_does_not_allow_are_refused(bundle, 
         Server(bundle, ServeOptions(**options))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--replicas=2"], "need --engine ray"),
+        (["--address=auto"], "need --engine ray"),
+        (["--workers=0"], "--workers must be 1 to 256, got 0"),
+        (["--max-queue=0"], "--max-queue must be 1 to 1000000, got 0"),
+        (["--max-wait-seconds=nan"], "--max-wait-seconds must be 0.01 to 3600, got nan"),
+        (["--allow-url-host="], "a host's name alone, without port; got ''"),
+        (["--allow-url-host=::1", "--allow-url-host=a.example:80"], "got 'a.example:80'"),
+        (["--allow-url-host=https://a.example"], "got 'https://a.example'"),
+    ],
+)
+def test_a_wrong_option_is_named_as_it_was_given(server, bundle, mio, options, message):
+    taken = f"--http-port={server.http_port}"  # so that nothing starts
+    result = mio("serve", bundle.path, "--runtime=onnxruntime", taken, *options)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert message in result.err
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
