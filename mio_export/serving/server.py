@@ -203,8 +203,9 @@ class Server:
             return
         how = state.get("text") or (f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}")
         self._num_deaths += not state.get("ready")
-        if self._num_deaths >= _MOST_DEATHS:
-            kind = getattr(errors, state.get("failed", ""), MioError)
+        kind = getattr(errors, state.get("failed", ""), MioError)
+        is_final = kind is not MioError and not state.get("ready")  # it would be said again
+        if is_final or self._num_deaths >= _MOST_DEATHS:
             raise kind(f"the server does not start: {how}")
         self._progress.line(f"a worker (process {worker.process.pid}) ended: {how}; another starts")
         self._start()

@@ -83,11 +83,12 @@ def free_ports(number):
 @contextmanager
 def serving(bundle, folder, *options, **environment):
     """Start `mio serve`, wait until it says that it is ready, and end it."""
+    command = [*COMMAND, "serve", bundle, "--runtime=onnxruntime"]  # no measuring, unless options say so
     http_port, grpc_port = free_ports(2)
     log, access = folder / "log", folder / "access"
     with log.open("wb") as err, access.open("wb") as out:
         process = subprocess.Popen(
-            [*COMMAND, "serve", bundle, f"--http-port={http_port}", f"--grpc-port={grpc_port}", *options],
+            [*command, f"--http-port={http_port}", f"--grpc-port={grpc_port}", *options],
             stdout=out,
             stderr=err,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
@@ -148,7 +149,7 @@ def method(channel, name, *, answer=None, kind="unary_unary", asked=None):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, bundle):
-    with serving(bundle.path, tmp_path_factory.mktemp("server")) as running:
+    with serving(bundle.path, tmp_path_factory.mktemp("server"), "--runtime=auto") as running:
         yield running
 
 

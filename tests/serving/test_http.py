@@ -321,9 +321,9 @@ def test_long_and_slow_bodies_are_refused(bundle):
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(bundle, photo_crops):
     big = io.BytesIO()
     photo_crops[0].resize((5000, 5000)).save(big, "JPEG")
-    with running(bundle, max_queue=16) as (url, engine):
+    with running(bundle, max_queue=8) as (url, engine):
         answers = []
-        busy = threading.Thread(target=lambda: answers.append(ask(url, files(*[big.getvalue()] * 16))))
+        busy = threading.Thread(target=lambda: answers.append(ask(url, files(*[big.getvalue()] * 8))))
         busy.start()
         while not engine.num_open:
             time.sleep(0.01)
@@ -334,7 +334,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(bundle, photo_
         assert int(refused.headers["Retry-After"]) >= 1
         assert busy.is_alive()
         busy.join()
-        assert answers[0].json()["outputs"][1]["data"] == [""] * 16
+        assert answers[0].json()["outputs"][1]["data"] == [""] * 8
         assert infer(url, np.zeros((1, 32, 32, 3), np.uint8)).status == 200
 
 

@@ -43,7 +43,7 @@ def ray_folder():
 @pytest.fixture(scope="module")
 def ray_server(serve, bundle, ray_folder, tmp_path_factory):
     """`mio serve --engine ray` with two replicas."""
-    options = ["--runtime=onnxruntime", "--engine=ray", "--replicas=2", "--grpc-port=8001", "--timeout-seconds=20"]
+    options = ["--engine=ray", "--replicas=2", "--grpc-port=8001", "--timeout-seconds=20"]
     with serve(bundle.path, tmp_path_factory.mktemp("ray"), *options, RAY_TMPDIR=ray_folder) as running:
         yield running
 

@@ -56,7 +56,9 @@ def embedded(bundle, folder, tmp_path_factory):
     return {decode: run(decode) for decode in ("full", "scaled")}
 
 
-@pytest.fixture(scope="module", params=["full", "scaled", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["full", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("scaled", "ray"))]
+)
 def kind(request):
     return request.param
 

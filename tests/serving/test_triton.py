@@ -502,7 +502,7 @@ def url(server, protocol, name="encoder"):
     return f"{protocol}://127.0.0.1:{server.http_port if protocol == 'http' else server.grpc_port}/{name}"
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("protocol", ["http", pytest.param("grpc", marks=pytest.mark.slow)])
 def test_a_deployed_repository_is_held_to_the_gate(server, bundle, photos, protocol):
     assert verify_server(bundle.path, url(server, protocol), images=photos).problems == ()
 
@@ -650,12 +650,9 @@ def test_a_server_with_other_versions_does_not_start(stock_python, repositories,
         pass
 
 
-def test_a_server_whose_model_has_died_ends_and_does_not_go_on_saying_that_it_is_ready(
-    stock_python, repositories, tmp_path
-):
-    with triton_server.running(repositories["python"].path, tmp_path) as running:
-        time.sleep(1.5)  # start.sh looks every second
-        os.kill(running.models()[0], signal.SIGKILL)
-        assert running.process.wait(10) == 1
-        assert "1 of 4 Python models died; the server is ended" in running.log.read_text()
-        assert not running.is_ready()
+def test_a_server_whose_model_has_died_ends_and_does_not_go_on_saying_that_it_is_ready(server):
+    """The last test of this file: the server ends."""
+    os.kill(server.models()[0], signal.SIGKILL)
+    assert server.process.wait(10) == 1
+    assert "1 of 8 Python models died; the server is ended" in server.log.read_text()
+    assert not server.is_ready()
