@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +95,10 @@ class Running:
 
 
 @contextmanager
-def serving(bundle: Path, *options: str, code: Code | None = None) -> Iterator[Running]:
-    """Start ``mio serve`` with ONNX Runtime on the processor, wait until it is ready, and end it."""
+def serving(
+    bundle: Path, *options: str, code: Code | None = None, cores: Iterable[int] | None = None
+) -> Iterator[Running]:
+    """Start ``mio serve`` with ONNX Runtime on the processor, or on these cores; wait until it is ready, and end it."""
     code = code or Code()
     http, grpc, metrics = free_ports(3)
     suffixes = {"pixels": "", "files": "_jpeg"} if code.is_old else {"pixels": "_pixels", "files": ""}
@@ -104,9 +106,10 @@ def serving(bundle: Path, *options: str, code: Code | None = None) -> Iterator[R
     arguments = ["serve", str(bundle), "--runtime", "onnxruntime", "--device", "cpu"]
     arguments += [part for name, port in ports.items() for part in (f"--{name}-port", str(port))]
     log = bundle.parent / f"server-{http}.log"
+    pinned = [] if cores is None else ["taskset", "-c", ",".join(map(str, cores))]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [code.python, "-c", _MAIN, *arguments, *options],
+            [*pinned, code.python, "-c", _MAIN, *arguments, *options],
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=code.tree,

@@ -27,6 +27,8 @@ from mio_export.serving.options import ServeOptions
 from mio_export.serving.protocol import RequestError, Served
 
 _RATE_HALF_LIFE_S = 5.0
+_DOOR = 0.85
+"""Share of the longest wait at which new requests are refused, so that those on their way in are not."""
 _ONE_PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c636000000002000148afa471"
     "0000000049454e44ae426082"
@@ -95,8 +97,13 @@ class Engine:
         """Be ready no more; requests that come all the same are answered."""
         self.is_ending = True
 
-    def check_room(self, num_images: int = 1) -> None:
+    def check_room(self, num_images: int = 1, *, is_at_door: bool = False) -> None:
         """Refuse a request that would have to wait too long.
+
+        Args:
+            num_images: of the request.
+            is_at_door: whether it is not read yet. Then it is refused a little earlier, so that whoever is let in finds
+                room after reading too, however long that takes.
 
         Raises:
             RequestError: now there is no room for so many images.
@@ -105,7 +112,7 @@ class Engine:
             raise RequestError("not_ready", "the server is not ready", retry_after_s=1)
         wait_s = self._rate.seconds_for(self._num_held)
         is_full = self._num_held > 0 and self._num_held + num_images > self._options.max_queue
-        if is_full or wait_s > self._options.max_wait_s:
+        if is_full or wait_s > self._options.max_wait_s * (_DOOR if is_at_door else 1):
             raise RequestError(
                 "queue_full",
                 f"{self._num_held} images wait, for about {wait_s:.1f} s; try again later",

@@ -67,7 +67,7 @@ def http_app(engine: Engine, options: ServeOptions, journal: Journal) -> ASGIApp
             Route(f"{model}/config", api.guarded(api.config)),
         ]
     lost = dict.fromkeys((404, 405), api.lost)
-    return _closing(Starlette(routes=routes, exception_handlers=lost), engine)
+    return _gate(Starlette(routes=routes, exception_handlers=lost), engine, journal)
 
 
 class _Api:
@@ -138,7 +138,6 @@ class _Api:
         """Embed the images of a request of the Open Inference Protocol."""
         served, model = self._engine.served, request.path_params["model"]
         served.config(model)
-        self._engine.check_room()
         with self._body(request) as read:
             body = await read()
             length = _header_length(request, body)
@@ -180,7 +179,6 @@ class _Api:
         """Embed images as OpenAI's clients ask for it; one bad image fails its request, as nothing there says which."""
         served = self._engine.served
         record.model = served.name
-        self._engine.check_room()
         with self._body(request) as read:
             body = await read()
             asked = _json(body)
@@ -355,18 +353,29 @@ def _page(name: str, engine: Engine) -> Callable[[Request], Response]:
     return answer
 
 
-def _closing(app: ASGIApp, engine: Engine) -> ASGIApp:
-    """Close each connection after its answer while the server ends, so that clients turn to another."""
+def _gate(app: ASGIApp, engine: Engine, journal: Journal) -> ASGIApp:
+    """Refuse what there is no room for before anything else is spent on it: under overload that is nearly everything.
 
-    async def closing(scope: Scope, receive: Receive, send: Send) -> None:
+    While the server ends, each connection is closed after its answer, so that its client turns to another server.
+    """
+
+    async def gate(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_closing(message: Message) -> None:
-            if engine.is_ending and message["type"] == "http.response.start":
+            if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        await app(scope, receive, send_closing)
+        answer = app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            try:
+                engine.check_room(is_at_door=True)
+            except RequestError as error:
+                client = scope["client"][0] if scope["client"] else ""
+                journal.refused(protocol="http", client=client, reason=error.outcome)
+                answer = _refusal(error, openai=scope["path"].startswith("/v1/"))
+        await answer(scope, receive, send_closing if engine.is_ending else send)
 
-    return closing
+    return gate
 
 
 __all__ = ["http_app"]

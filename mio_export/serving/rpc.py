@@ -31,6 +31,8 @@ _OPTIONS = {
     "grpc.max_connection_idle_ms": 600_000,
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.http2.lookahead_bytes": 1 << 20,  # an image comes without a pause
+    "grpc.http2.max_frame_size": 1 << 20,
     "grpc.http2.min_ping_interval_without_data_ms": 10_000,
 }
 
@@ -127,7 +129,7 @@ class RpcService:
         try:
             with self._journal.request(protocol="grpc", model="", client=_peer(context)) as record:
                 self._admit(context)
-                self._engine.check_room()
+                self._engine.check_room(is_at_door=True)
                 request = await self._read(requests)
                 model, served = request.model_name, self._engine.served
                 record.model = model if model in served.models else ""
