@@ -292,6 +292,11 @@ def outputs_of(
     return [output for output in outputs if not names or output[0] in names]
 
 
+def numbers_of(row: Embeddings) -> list[float | None]:
+    """Return numbers for JSON, which has no NaN."""
+    return row.tolist() if np.isfinite(row).all() else [x if np.isfinite(x) else None for x in row.tolist()]
+
+
 _DATATYPES = {"TYPE_STRING": "BYTES", "TYPE_UINT8": "UINT8", "TYPE_FP32": "FP32"}
 
 
@@ -334,6 +339,7 @@ __all__ = [
     "file_of",
     "join",
     "model_name",
+    "numbers_of",
     "outputs_of",
     "pack",
     "split",
