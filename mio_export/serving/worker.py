@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import uvicorn
@@ -55,12 +56,15 @@ def _tell(settings: dict[str, Any], **state: Any) -> None:
         os.write(settings["status"], json.dumps(state).encode() + b"\n")
 
 
-def _hang_up() -> None:
-    """Close the connections now: the end of a process frees its memory first, while clients go on sending."""
-    for name in os.listdir("/dev/fd"):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as connection:
+def _connections() -> list[socket.socket]:
+    """Return all open connections of this process; gRPC does not give its own away."""
+    found = []
+    for path in Path("/dev/fd").iterdir():
+        with suppress(OSError):
+            connection = socket.socket(fileno=os.dup(int(path.name)))
             if connection.family in (socket.AF_INET, socket.AF_INET6):
-                connection.shutdown(socket.SHUT_RDWR)
+                found.append(connection)
+    return found
 
 
 class _Worker:
@@ -114,7 +118,11 @@ class _Worker:
             await asyncio.to_thread(self._engine.close)
         await asyncio.to_thread(self._journal.close)
         _tell(self._settings, num_open=num_open)
-        _hang_up()
+        connections = _connections()
+        await asyncio.sleep(_LOOK_S)  # who came meanwhile is told
+        for connection in connections:  # the end of a process frees its memory first, while clients go on sending
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         os._exit(1 if num_open else 0)  # what was not answered may hold a thread that never ends
 
     @property
