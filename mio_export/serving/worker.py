@@ -118,11 +118,11 @@ class _Worker:
             await asyncio.to_thread(self._engine.close)
         await asyncio.to_thread(self._journal.close)
         _tell(self._settings, num_open=num_open)
-        connections = _connections()
+        sockets = _connections()
         await asyncio.sleep(_LOOK_S)  # who came meanwhile is told
-        for connection in connections:  # the end of a process frees its memory first, while clients go on sending
+        for each in sockets:  # the end of a process frees its memory first, while clients go on sending
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                each.shutdown(socket.SHUT_RDWR)
         os._exit(1 if num_open else 0)  # what was not answered may hold a thread that never ends
 
     @property
