@@ -106,7 +106,7 @@ def test_the_duckdb_recipe_of_the_documentation_takes_the_row_of_the_last_shard(
 
     add(store, 999_999, {"0.jpg": 10.0})
     add(store, 1_000_000, {"0.jpg": 20.0})
-    text = (Path(__file__).parent.parent / "docs" / "store.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
     recipe = text.split('duckdb -c "')[1].split('"')[0]
     recipe = recipe.replace("OUT", str(store)).replace("SELECT key, reason", "SELECT key, embedding[1]")
     found = dict(duckdb.sql(recipe).fetchall())

@@ -30,7 +30,7 @@ from mio_export.runtimes.openvino import OpenVINORuntime
 
 FORMATS = ("onnx", "openvino", "tensorrt-rtx", "pt2", "torchscript")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-ROOT = str(Path(__file__).parents[1]).encode()
+ROOT = str(Path(__file__).parents[2]).encode()
 
 
 @pytest.fixture(scope="module")

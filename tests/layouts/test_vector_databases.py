@@ -14,7 +14,7 @@ import pytest
 
 from mio_export import embed, load_embeddings
 
-PAGE = Path(__file__).parent.parent / "docs" / "layouts.md"
+PAGE = Path(__file__).parents[2] / "docs" / "layouts.md"
 
 
 def snippet(heading):
