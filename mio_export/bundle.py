@@ -176,6 +176,16 @@ class Artifact:
         if self.capability is not None and not re.fullmatch(r"[0-9]{1,2}\.[0-9]{1,2}", self.capability):
             raise UsageError(f"capability is a number such as 8.9, got {self.capability!r}")
 
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime that runs it."""
+        return runtime_of(self.format)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What parity says of it."""
+        return self.parity.verdict
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -240,18 +250,13 @@ class Bundle:
             raise GateError(f"{str(path)[:300]} lies outside the bundle; export it again")
         return path
 
-    def artifact(self, format: Format, precision: Precision, *, capability: str | None = None) -> Artifact:
-        """Return the artifact of a format and a precision, and for engines of a compute capability.
-
-        Raises:
-            UsageError: the bundle has none.
-        """
-        wanted = (format, precision, capability)
-        for artifact in self.manifest.artifacts:
-            if (artifact.format, artifact.precision, artifact.capability) == wanted:
-                return artifact
-        held = ", ".join(dict.fromkeys(f"{a.format} {a.precision}" for a in self.manifest.artifacts)) or "none"
-        raise UsageError(f"{self.path} holds no {format} {precision} artifact; it holds: {held}")
+    def artifacts(self, **wanted: str) -> list[Artifact]:
+        """Return the artifacts whose attributes are those given, such as ``runtime="openvino", verdict="proved"``."""
+        return [
+            artifact
+            for artifact in self.manifest.artifacts
+            if all(getattr(artifact, name) == value for name, value in wanted.items())
+        ]
 
 
 def check_requirements(required: Mapping[str, float]) -> None:

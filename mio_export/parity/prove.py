@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mio_export.bundle import Artifact, Format, Manifest, Proof
+from mio_export.bundle import Artifact, Format, Manifest, Proof, runtime_of
 from mio_export.errors import GateError, MissingBackendError
 from mio_export.evidence.budget import Budget
 from mio_export.evidence.report import Evidence, batch_sizes
@@ -22,7 +22,7 @@ from mio_export.parity.report import Comparison, Matrix, ParityReport, compare, 
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import BACKENDS, Runtime
 from mio_export.runtimes.devices import library_has_cuda
-from mio_export.runtimes.registry import backend_of, open_file
+from mio_export.runtimes.opening import open_file
 from mio_export.schema import finite
 
 _PACKAGES = (
@@ -90,7 +90,7 @@ def prove(
         artifact=artifact.file,
         format=artifact.format,
         precision=artifact.precision,
-        runtime=backend_of(artifact.format),
+        runtime=artifact.runtime,
         devices=tuple(ran),
         options=artifact.options,
         budget=budget,
@@ -222,7 +222,7 @@ def embed_in_batches(runtime: Runtime, pixels: Pixels, batch_size: int) -> Matri
 
 def _opened(folder: Path, artifact: Artifact, reference: Reference, device: str) -> Runtime:
     return open_file(
-        backend_of(artifact.format),
+        artifact.runtime,
         folder / artifact.file,
         image_shape=reference.images.pixels.shape[1:],
         embedding_dim=reference.embeddings.shape[1],
@@ -234,7 +234,7 @@ def _opened(folder: Path, artifact: Artifact, reference: Reference, device: str)
 
 def devices_for(format: Format) -> tuple[str, ...]:
     """Return where a format can run on this machine; engines need CUDA, whether it is there or not."""
-    library = BACKENDS[backend_of(format)].library
+    library = BACKENDS[runtime_of(format)].library
     if library == "tensorrt":
         return ("cuda",)
     return ("cpu", "cuda") if library_has_cuda(library) else ("cpu",)
