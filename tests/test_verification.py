@@ -13,9 +13,9 @@ import pytest
 
 import mio_export.runtimes.selection as selection
 from mio_export.bundle import load_bundle, save_manifest
-from mio_export.bundle_lock import bundle_lock
+from mio_export.bundle.lock import bundle_lock
 from mio_export.errors import GateError, MissingBackendError
-from mio_export.evidence import load_report
+from mio_export.evidence import ParityReport
 from mio_export.parity import EVERYTHING, verify
 from mio_export.parity.verification import _written_down
 from mio_export.runtimes import choose, open_runtime
@@ -64,7 +64,7 @@ def test_a_verdict_is_added_to_what_the_manifest_says_by_then(unproven, photos):
     before = load_bundle(unproven)
     proved = verify(unproven, images=photos, limit=4, runtimes=["torchscript"])
     row = before.artifacts(format="onnx", precision="fp32")[0]
-    after, unwritten = _written_down(before, [(row, load_report(unproven / row.parity.report))])
+    after, unwritten = _written_down(before, [(row, ParityReport.load(unproven / row.parity.report))])
     assert unwritten is None
     assert proved.passed
     assert {artifact.parity.verdict for artifact in after.manifest.artifacts} == {"proved"}
@@ -79,12 +79,12 @@ def test_a_proof_on_another_device_lies_beside_that_on_the_first(copy, mio):
     before = load_bundle(copy)
     row = before.artifacts(format="onnx", precision="fp32")[0]
     cpu = (copy / row.parity.report).read_bytes()
-    report = on("cuda", load_report(copy / row.parity.report))
+    report = on("cuda", ParityReport.load(copy / row.parity.report))
     after, _ = _written_down(before, [(row, report)])
     proof = load_bundle(copy).artifacts(format="onnx", precision="fp32")[0].parity
     assert after.artifacts(format="onnx", precision="fp32")[0].parity == proof
     assert proof.devices == ("cpu", "cuda")
-    assert [load_report(copy / one.report).devices for one in proof.evidence] == [("cpu",), ("cuda",)]
+    assert [ParityReport.load(copy / one.report).devices for one in proof.evidence] == [("cpu",), ("cuda",)]
     assert (copy / proof.report).read_bytes() == cpu
     assert mio("verify", copy).code == 0
     (copy / proof.further[0].report).write_text("{}")
@@ -94,7 +94,7 @@ def test_a_proof_on_another_device_lies_beside_that_on_the_first(copy, mio):
 def test_a_proof_of_an_artifact_that_was_replaced_meanwhile_is_not_written(copy, encoder, photos):
     before = load_bundle(copy)
     row = before.artifacts(format="onnx", precision="fp32")[0]
-    report = on("cuda", load_report(copy / row.parity.report))
+    report = on("cuda", ParityReport.load(copy / row.parity.report))
     manifest = replace(
         before.manifest, artifacts=tuple(replace(a, notes=("other",)) for a in before.manifest.artifacts)
     )

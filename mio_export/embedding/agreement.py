@@ -11,7 +11,7 @@ from mio_export.bundle import Bundle
 from mio_export.decoding import Decoder
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import SpaceError
-from mio_export.evidence import Budget, Comparison, budget_for, load_report
+from mio_export.evidence import Budget, Comparison, ParityReport, budget_for
 from mio_export.limits import Limits
 from mio_export.parity.report import compare
 from mio_export.preprocess import DecodeError, Pixels
@@ -191,5 +191,5 @@ def _budget(bundle: Bundle, choice: Choice) -> Budget:
         {"precision": "fp32"} if choice.runtime == "torch" else {"runtime": choice.runtime, "sha256": choice.sha256}
     )
     for artifact in bundle.artifacts(**wanted):
-        return load_report(bundle.file(artifact.parity.report)).budget
+        return ParityReport.load(bundle.file(artifact.parity.report)).budget
     return budget_for("fp32", own_rms_error=0.0, own_row_error=0.0)

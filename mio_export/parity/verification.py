@@ -17,9 +17,9 @@ from mio_export.bundle import (
     load_bundle,
     save_manifest,
 )
-from mio_export.bundle_lock import bundle_lock
+from mio_export.bundle.lock import bundle_lock
 from mio_export.errors import MioError, UsageError
-from mio_export.evidence import ParityReport, load_report
+from mio_export.evidence import ParityReport
 from mio_export.evidence.check import report_problems
 from mio_export.parity.inspection import evidence_problems
 from mio_export.runtimes.backends import BACKENDS, NAMED_ONLY
@@ -217,7 +217,7 @@ def _covered(folder: Path, row: Artifact) -> set[str]:
     covered: set[str] = set()
     for evidence in row.parity.evidence:
         try:
-            covered.update(load_report(folder / evidence.report).devices)
+            covered.update(ParityReport.load(folder / evidence.report).devices)
         except (MioError, OSError):
             continue  # it is named as a problem of the evidence
     return covered

@@ -22,7 +22,7 @@ from mio_export import errors
 from mio_export.bundle import Bundle, broken_files, load_bundle, named_files
 from mio_export.decoding.process import search_path
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
-from mio_export.evidence import load_report
+from mio_export.evidence import ParityReport
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
 from mio_export.runtimes.selection import check_evidence
@@ -310,7 +310,7 @@ def _turn_newcomers_away(listener: socket.socket) -> None:
 
 def _parity(bundle: Bundle, choice: Choice) -> str:
     proof = bundle.artifacts(runtime=choice.runtime, precision=choice.precision, file=choice.file)[0].parity
-    report = load_report(bundle.path / proof.report)
+    report = ParityReport.load(bundle.path / proof.report)
     found, allowed = report.comparisons, report.budget.max_rms_error
     return (
         f"proved on {'+'.join(proof.devices)}: cosine {min(c.min_cosine for c in found):.7f} at worst,"
