@@ -123,7 +123,7 @@ def decode_all(folder: Path, preprocess, *, scaled: bool) -> int:
 
 def infer_all(bundle, choice, count: int) -> tuple[int, float]:
     """Embed ready images; return how many, and the seconds without loading. None stays open: some threads spin."""
-    from mio_export.runtimes.registry import open_choice
+    from mio_export.runtimes.opening import open_choice
 
     with open_choice(bundle, choice) as runtime:
         images = np.random.default_rng(0).integers(0, 256, (BATCH_SIZE, *runtime.image_shape), dtype=np.uint8)
@@ -157,11 +157,11 @@ def main() -> None:
     from machine import save
 
     from mio_export.embedding import embed
-    from mio_export.embedding.choices import fastest
     from mio_export.exporting import export
     from mio_export.metrics import neighbor_agreement
     from mio_export.progress import Progress
     from mio_export.runtimes.devices import num_threads
+    from mio_export.runtimes.timing import fastest
     from mio_export.store import load_embeddings
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -176,7 +176,10 @@ def main() -> None:
         precisions = ("fp32", "int8")
         options = {"formats": ("onnx", "openvino"), "precisions": precisions, "images": folder / "small", "limit": 128}
         bundle = export(encoder, folder / "e.mio", **options).bundle
-        chosen = {p: fastest(bundle, precision=p, device="cpu", progress=Progress()) for p in precisions}
+        chosen = {}
+        for precision in precisions:
+            with fastest(bundle, precision=precision, device="cpu", progress=Progress()) as selected:
+                chosen[precision] = selected.choice
         peer = for_fastembed(encoder, folder / "fastembed")
 
         def embedded(source: str, **options) -> int:

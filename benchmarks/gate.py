@@ -106,14 +106,14 @@ def noisy(encoder, seed):
 
 def judged(encoder, exported, images, folder):
     """Return the report on an ONNX file of ``exported``, held to ``encoder``."""
-    from mio_export.bundle import Artifact, Manifest, Proof
+    from mio_export.bundle import Artifact, Manifest, ParitySummary
     from mio_export.exporting.onnx import onnx_from_encoder, save_onnx
     from mio_export.parity.prove import prove
     from mio_export.parity.reference import Reference
 
     path = folder / "encoder.onnx"
     save_onnx(onnx_from_encoder(exported, max_batch=MAX_BATCH)[0], path, provenance="{}")
-    unproven = Proof(verdict="unproven", devices=(), report="", report_sha256="")
+    unproven = ParitySummary(verdict="unproven", devices=(), report="", report_sha256="")
     artifact = Artifact(file=path.name, format="onnx", precision="fp32", sha256="", parity=unproven, tools={})
     manifest = Manifest(
         name="x", encoder=encoder.spec, preprocess=encoder.preprocess, weights_sha256="", space="", max_batch=MAX_BATCH

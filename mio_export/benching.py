@@ -2,7 +2,6 @@
 
 import math
 import platform
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -11,16 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from mio_export.bundle import Bundle, load_bundle
 from mio_export.errors import UsageError
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import Choice, Runtime, choose
+from mio_export.runtimes.backends import BACKENDS, NAMED_ONLY
 from mio_export.runtimes.devices import num_threads
-from mio_export.runtimes.registry import BACKENDS, NAMED_ONLY, backend_of, choice_of, open_choice
+from mio_export.runtimes.opening import open_choice
+from mio_export.runtimes.selection import choice_of
+from mio_export.runtimes.timing import Rates, embedding_of, noise, timed_rounds
 
-Rates = npt.NDArray[np.float64]
 _SEED = 0
 _WARM_UP = 3
 _ROUNDS = 20
@@ -206,10 +206,12 @@ def bench(
         bundle = load_bundle(bundle)
     manifest = bundle.manifest
     _check(manifest.max_batch, batch_size, seconds, runtimes or ())
-    images = np.random.default_rng(_SEED).integers(0, 256, (batch_size, *manifest.preprocess.shape), dtype=np.uint8)
+    images = noise(manifest.preprocess.shape, batch_size)
     with ExitStack() as stack:
         running, absent = _opened(bundle, images, _contenders(bundle, device, runtimes), stack)
-        rates = _measure([runtime for _, runtime in running], images, seconds)
+        works = [embedding_of(runtime, images) for _, runtime in running]
+        turn_s = seconds / (_ROUNDS * len(running))
+        rates = timed_rounds(works, rounds=_MIN_ROUNDS, seconds=seconds, turn_s=turn_s)
     contenders = [contender for contender, _ in running]
     return BenchResult(
         bundle=manifest.name,
@@ -240,15 +242,15 @@ def _contenders(
     eager = Contender(runtime=_EAGER, format=_EAGER, precision="fp32", device=device, verdict="reference")
     yield eager, lambda: choose(bundle, _EAGER, device=device)
     for artifact in bundle.manifest.artifacts:
-        if backend_of(artifact.format) not in wanted:
+        if artifact.runtime not in wanted:
             continue
         contender = Contender(
-            runtime=backend_of(artifact.format),
+            runtime=artifact.runtime,
             format=artifact.format,
             precision=artifact.precision,
             capability=artifact.capability,
             device=device,
-            verdict=artifact.parity.verdict,
+            verdict=artifact.verdict,
         )
         yield contender, partial(choice_of, artifact, device=device, bundle=bundle.path)
 
@@ -274,32 +276,6 @@ def _opened(
         else:
             running.append((replace(contender, device=runtime.device), runtime))
     return running, absent
-
-
-def _measure(runtimes: Sequence[Runtime], images: Pixels, seconds: float) -> Rates:
-    """Images/s of each runtime in each round, shape (rounds, runtimes)."""
-    turn_s = seconds / (_ROUNDS * len(runtimes))
-    rng = np.random.default_rng(_SEED)
-    rounds: list[Rates] = []
-    end = time.perf_counter() + seconds
-    while len(rounds) < _MIN_ROUNDS or time.perf_counter() < end:
-        rates = np.empty(len(runtimes))
-        for index in rng.permutation(len(runtimes)):
-            rates[index] = _turn(runtimes[index], images, turn_s)
-        rounds.append(rates)
-    return np.stack(rounds)
-
-
-def _turn(runtime: Runtime, images: Pixels, turn_s: float) -> float:
-    """Images/s over whole batches, for at least ``turn_s``."""
-    runtime.embed(images)  # the threads of the one before may still spin, and its data fill the caches
-    num_images, start = 0, time.perf_counter()
-    while True:
-        runtime.embed(images)
-        num_images += len(images)
-        elapsed = time.perf_counter() - start
-        if elapsed >= turn_s:
-            return num_images / elapsed
 
 
 def _speed(contender: Contender, rates: Rates) -> Speed:

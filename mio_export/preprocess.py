@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from mio_export.formats import readable_formats
 from mio_export.memory import lacks_memory
 from mio_export.orientation import orientation_of, split_exif
 from mio_export.png import MAGIC, PngFile, read_png
-from mio_export.schema import InvalidValueError, validated
+from mio_export.schema import InvalidValueError, strict, validated
 
 Pixels = npt.NDArray[np.uint8]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -49,6 +49,7 @@ class DecodeError(Exception):
     """These bytes are not an image that the contract allows; the message is the reason, in one line."""
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """The frozen decode contract of one encoder; it is hashed into the fingerprint of the embedding space.
@@ -61,8 +62,6 @@ class Preprocess:
     and ``CenterCrop`` do on Pillow images (of a strip beyond 16:1 only the middle is computed). A truncated file is
     an error.
     """
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     image_size: int
     """Side of the square that the encoder takes, in pixels, ≥ 1."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import MANIFEST, Artifact, Bundle, EncoderSpec, ProjectorSpec, Training, load_bundle
+from mio_export.bundle.provenance import read_provenance
 from mio_export.errors import GateError, UsageError
+from mio_export.evidence import ParityReport
 from mio_export.metrics import HEADLINE_K
 from mio_export.preprocess import Preprocess, preprocess_from_dict
-from mio_export.provenance import read_provenance
 from mio_export.schema import validated
 from mio_export.store import DUPLICATE, FAILED, STORE, Row, Span, StoreInfo, read_info, read_rows
 
@@ -112,13 +113,13 @@ def _measured(scores: Mapping[str, Any]) -> str:
 
 def _artifact(bundle: Bundle, artifact: Artifact) -> str:
     """One line, with the worst row if it was proved."""
-    report = json.loads((bundle.path / artifact.parity.report).read_text())
-    worst = min((comparison["min_cosine"] for comparison in report["comparisons"]), default=None)
+    report = ParityReport.load(bundle.path / artifact.parity.report)
+    worst = min((comparison.min_cosine for comparison in report.comparisons), default=None)
     megabytes = (bundle.path / artifact.file).stat().st_size / 1e6
     kind = f"{artifact.format} {artifact.precision}" + (f" for {artifact.capability}" if artifact.capability else "")
     kind += f" opset {artifact.opset}" if artifact.opset else ""
     proof = f" (min cosine {worst:.7f})" if worst is not None else ""
-    return f"{artifact.file}: {kind}, {megabytes:.1f} MB, {artifact.parity.verdict}{proof}"
+    return f"{artifact.file}: {kind}, {megabytes:.1f} MB, {artifact.verdict}{proof}"
 
 
 def _trained(training: Training | None) -> str:

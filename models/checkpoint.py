@@ -1,10 +1,8 @@
 """An encoder on disk: ``encoder.safetensors`` with its description beside it; no pickle anywhere."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -13,25 +11,26 @@ from torch import Tensor, nn
 
 from mio_export.bundle import MANIFEST, WEIGHTS, EncoderSpec, ProjectorSpec, Training, load_bundle
 from mio_export.errors import GateError, UsageError
-from mio_export.files import sha256_file, staged_file, write_text
+from mio_export.files import sha256_file, staged_file
 from mio_export.models.encoder import Encoder, encoder_from_spec
 from mio_export.models.projection_head import build_projector
 from mio_export.preprocess import Preprocess
-from mio_export.schema import parse_json
+from mio_export.schema import parse_json, strict, write_json
 
 DESCRIPTION = "encoder.json"
 EVALUATION = "evaluation.json"
+EVALUATION_SCHEMA_VERSION = 1
+"""Of ``evaluation.json``; one of before there was a version is of version 1."""
 HEAD_WEIGHTS = "projection_head.safetensors"
 SCHEMA_VERSION = 1
 _PROJECTOR = "projector."
 """What the names of a projector's tensors begin with; the backbone's tensors have their own names."""
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class StoredHead:
     """The projection head that a training run keeps beside its encoder."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     spec: ProjectorSpec
     """All of its projections are kept."""
@@ -39,11 +38,10 @@ class StoredHead:
     """Hash of ``projection_head.safetensors``."""
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Description:
     """What lies in ``encoder.json`` beside the weights of a training run."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     schema_version: int = SCHEMA_VERSION
     encoder: EncoderSpec
@@ -63,7 +61,7 @@ def save_encoder(
     description = Description(
         encoder=encoder.spec, preprocess=encoder.preprocess, weights_sha256=sha256, head=head, training=training
     )
-    write_text(folder / DESCRIPTION, json.dumps(asdict(description), indent=2) + "\n")
+    write_json(folder / DESCRIPTION, description)
 
 
 def save_head(folder: Path, head: nn.Module, spec: ProjectorSpec) -> StoredHead:

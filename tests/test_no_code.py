@@ -23,7 +23,8 @@ from mio_export.exporting.pt2 import pt2_from_encoder
 from mio_export.onnx_file import check_onnx, read_onnx
 from mio_export.parity import verify
 from mio_export.runtimes import choose
-from mio_export.runtimes.registry import NAMED_ONLY, open_file
+from mio_export.runtimes.backends import NAMED_ONLY
+from mio_export.runtimes.opening import open_file
 
 SHAPE = {"image_shape": (32, 32, 3), "embedding_dim": 256}
 

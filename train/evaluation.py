@@ -1,6 +1,5 @@
 """Evaluation: kNN, probes and label-free copy retrieval, always beside raw pixels, PCA and the untrained encoder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,13 +7,13 @@ from pathlib import Path
 import torch
 
 from mio_export.errors import UsageError
-from mio_export.files import write_text
 from mio_export.metrics import HEADLINE_K, knn_predictions, retrieval_recall
 from mio_export.models import Encoder, load_encoder
-from mio_export.models.checkpoint import DESCRIPTION, EVALUATION, load_description
+from mio_export.models.checkpoint import DESCRIPTION, EVALUATION, EVALUATION_SCHEMA_VERSION, load_description
 from mio_export.preprocess import Pixels
 from mio_export.progress import Progress
 from mio_export.runtimes.devices import exact_float32, resolve_device
+from mio_export.schema import write_json
 from mio_export.train.baselines import Embed, fitted_pca, raw_pixels
 from mio_export.train.data import ImageSet, load_images, open_data
 from mio_export.train.probes import few_shot, linear_probe, sgd_probe
@@ -222,11 +221,12 @@ def _keep(path: Path, evaluation: Evaluation, train: ImageSet, test: ImageSet) -
     if not (path / DESCRIPTION).is_file():
         return
     values = {
+        "schema_version": EVALUATION_SCHEMA_VERSION,
         "weights_sha256": load_description(path).weights_sha256,
         "data_sha256": {"train": train.sha256, "test": test.sha256},
         **evaluation.to_dict(),
     }
-    write_text(path / EVALUATION, json.dumps(values, indent=2) + "\n")
+    write_json(path / EVALUATION, values)
     write_report(path)
 
 

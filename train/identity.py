@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import TrainingData
-from mio_export.errors import UsageError
-from mio_export.files import write_text
+from mio_export.errors import GateError, UsageError
+from mio_export.schema import read_values, write_json
 from mio_export.train.recipe import Recipe
 from mio_export.train.run_files import RECIPE
+
+_SCHEMA_VERSION = 1
+"""Of ``recipe.json``; one of before there was a version is of version 1."""
 
 
 def run_id(recipe: Recipe, data: TrainingData) -> str:
@@ -22,8 +25,13 @@ def run_id(recipe: Recipe, data: TrainingData) -> str:
 
 def write_identity(run: Path, recipe: Recipe, data: TrainingData) -> None:
     """Write ``recipe.json``."""
-    values = {"run_id": run_id(recipe, data), "recipe": recipe.to_dict(), "data": asdict(data)}
-    write_text(run / RECIPE, json.dumps(values, indent=2) + "\n")
+    values = {
+        "schema_version": _SCHEMA_VERSION,
+        "run_id": run_id(recipe, data),
+        "recipe": recipe.to_dict(),
+        "data": asdict(data),
+    }
+    write_json(run / RECIPE, values)
 
 
 def stored_recipe(run: Path) -> dict[str, Any]:
@@ -87,9 +95,8 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any], prefix: str
 
 def _stored(run: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads((run / RECIPE).read_text())
+        return read_values(run / RECIPE, newest=_SCHEMA_VERSION)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{run} holds no run to resume") from None
-    except ValueError:
+    except GateError:
         raise UsageError(f"{run / RECIPE} is damaged; choose another -o") from None
-    return values

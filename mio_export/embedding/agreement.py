@@ -11,13 +11,12 @@ from mio_export.bundle import Bundle
 from mio_export.decoding import Decoder
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import SpaceError
-from mio_export.evidence import Budget, Comparison, budget_for, load_report
+from mio_export.evidence import Budget, Comparison, ParityReport, budget_for
 from mio_export.limits import Limits
 from mio_export.parity.report import compare
 from mio_export.preprocess import DecodeError, Pixels
 from mio_export.progress import Progress
-from mio_export.runtimes import Choice
-from mio_export.runtimes.registry import backend_of, open_choice
+from mio_export.runtimes import Choice, Selected
 from mio_export.sources import SourceFile, spread
 from mio_export.store import (
     FAILED,
@@ -48,8 +47,7 @@ class _Stored:
 
 
 def continued(
-    bundle: Bundle,
-    choice: Choice,
+    selected: Selected,
     info: StoreInfo,
     out: Path,
     files: Sequence[SourceFile],
@@ -62,8 +60,7 @@ def continued(
     Where other versions computed what the store holds, some of its files are embedded again first.
 
     Args:
-        bundle: holds the artifact and the budget that it was proved with.
-        choice: what embeds.
+        selected: what embeds; its bundle has the budget that it was proved with.
         info: the store's description so far.
         out: the store's folder, locked.
         files: the collection.
@@ -73,11 +70,11 @@ def continued(
     Raises:
         SpaceError: the versions that run here give other vectors, or nothing is left that could be compared.
     """
-    versions = versions_here(choice.runtime)
+    versions = versions_here(selected.choice.runtime)
     first = next_number(out, info.part)
     spans = tuple(span for span in info.spans if span.first_shard < first)  # of what was pruned or never written
     if shard_paths(out) and (not spans or spans[-1].versions != versions):
-        _check_agreement(bundle, choice, info, out, files, versions, progress, limits)
+        _check_agreement(selected, info, out, files, versions, progress, limits)
     if not spans or spans[-1].versions != versions:
         spans = (*spans, Span(first_shard=first, versions=versions))
     if spans != info.spans:
@@ -87,8 +84,7 @@ def continued(
 
 
 def _check_agreement(
-    bundle: Bundle,
-    choice: Choice,
+    selected: Selected,
     info: StoreInfo,
     out: Path,
     files: Sequence[SourceFile],
@@ -102,13 +98,13 @@ def _check_agreement(
     stored, num_vectors = _stored(info, out, files, versions)
     if not num_vectors:
         return  # other versions left no vector behind that this run's could be mixed with
-    sample, pixels = _read_again(stored, bundle, info, limits)
+    sample, pixels = _read_again(stored, selected.bundle, info, limits)
     if not sample:
         raise SpaceError(
             f"{out} was made with {change}, and none of its files is still there unchanged and readable, so nothing can"
             f" be compared; {remedy}"
         )
-    compared = _compared(bundle, choice, info, sample, pixels)
+    compared = _compared(selected, info, sample, pixels)
     numbers = (
         f"{len(sample)} of its files, embedded again, have a relative error of {compared.max_relative_error:.1e} at"
         f" most and a cosine of {compared.min_cosine:.7f} at least"
@@ -178,25 +174,22 @@ def _read_again(
     return sample, pixels
 
 
-def _compared(
-    bundle: Bundle, choice: Choice, info: StoreInfo, sample: Sequence[_Stored], pixels: Sequence[Pixels]
-) -> Comparison:
+def _compared(selected: Selected, info: StoreInfo, sample: Sequence[_Stored], pixels: Sequence[Pixels]) -> Comparison:
     """Embed the sample, and hold it to the artifact's budget; among so few, neighbours say nothing."""
     before: list[Vector] = [read_vectors(found.path, info)[found.row] for found in sample]
-    with open_choice(bundle, choice) as runtime:
-        starts = range(0, len(pixels), info.batch_size)
-        now = np.concatenate([runtime.embed(np.stack(pixels[start : start + info.batch_size])) for start in starts])
+    size, runtime, device = info.batch_size, selected.runtime, selected.choice.device
+    starts = range(0, len(pixels), size)
+    now = np.concatenate([runtime.embed(np.stack(pixels[start : start + size])) for start in starts])
     comparable = np.any(np.stack(before), axis=1) | np.any(now, axis=1)  # two zero vectors have no cosine
-    budget = replace(_budget(bundle, choice), top1=0.0, recall_at_10=0.0)
-    return compare(
-        np.stack(before)[comparable], now[comparable], budget=budget, batch_size=info.batch_size, device=choice.device
-    )
+    budget = replace(_budget(selected.bundle, selected.choice), top1=0.0, recall_at_10=0.0)
+    return compare(np.stack(before)[comparable], now[comparable], budget=budget, batch_size=size, device=device)
 
 
 def _budget(bundle: Bundle, choice: Choice) -> Budget:
     """Return the bounds that the artifact was proved with; for the weights themselves, those of fp32."""
-    for artifact in bundle.manifest.artifacts:
-        is_it = (artifact.sha256, backend_of(artifact.format)) == (choice.sha256, choice.runtime)
-        if is_it or (choice.runtime == "torch" and artifact.precision == "fp32"):
-            return load_report(bundle.file(artifact.parity.report)).budget
+    wanted = (
+        {"precision": "fp32"} if choice.runtime == "torch" else {"runtime": choice.runtime, "sha256": choice.sha256}
+    )
+    for artifact in bundle.artifacts(**wanted):
+        return ParityReport.load(bundle.file(artifact.parity.report)).budget
     return budget_for("fp32", own_rms_error=0.0, own_row_error=0.0)

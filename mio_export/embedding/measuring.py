@@ -1,9 +1,9 @@
 """What limits embedding of a collection on this machine: decoding alone, the model alone, and both together."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from mio_export.bundle import Bundle, load_bundle
 from mio_export.decoding import Decoder
-from mio_export.embedding.choices import fastest, settle_decoding
+from mio_export.embedding.decode_mode import resolve_decode
 from mio_export.embedding.pipeline import Embedder, StageTimer, decode
 from mio_export.errors import GateError, MioError, UsageError
 from mio_export.progress import Progress
-from mio_export.runtimes import Choice
+from mio_export.runtimes import Choice, Runtime
 from mio_export.runtimes.devices import num_threads
-from mio_export.runtimes.registry import open_choice
+from mio_export.runtimes.timing import Rates, fastest, timed_rounds
 from mio_export.sources import SourceFile, list_sources, named, spread
 
 _ROUNDS = 3
@@ -94,39 +94,21 @@ def measure(
     files = list_sources(specs).files
     if not files:
         raise MioError(f"no images found in {named(specs)}")
-    choice = fastest(opened, device=device, progress=Progress())
-    mode = settle_decoding("auto", opened, choice, files, progress=Progress())
     preprocess = opened.manifest.preprocess
-
-    with (
-        open_choice(opened, choice) as runtime,
-        ThreadPoolExecutor(num_threads()) as pool,
-        Decoder(preprocess, scaled=mode == "scaled") as decoder,
-    ):
-        images = np.zeros((batch_size, *preprocess.shape), np.uint8)
-
-        def decoded(some: Sequence[SourceFile]) -> int:
-            results = pool.map(lambda file: decode(file, decoder, max_bytes=decoder.limits.max_file_bytes).pixels, some)
-            return sum(pixels is not None for pixels in results)
-
-        def inferred(some: Sequence[SourceFile]) -> int:
-            return sum(len(runtime.embed(images)) for _ in range(-(-len(some) // batch_size)))
-
-        def embedded(some: Sequence[SourceFile]) -> int:
-            embedder = Embedder(runtime, decoder, pool, batch_size=batch_size, timer=StageTimer())
-            return sum(row.has_vector for row in embedder.embed(some).rows)
-
-        stages = (decoded, inferred, embedded)
-        few = spread(files, _FEW)
-        if not decoded(few):
-            raise GateError(f"none of {len(few)} images of {named(specs)} can be read")
-        embedded(few)  # first calls allocate
-        per_image = sum(1 / _rate(stage, few) for stage in stages)
-        sample = spread(files, min(len(files), max(batch_size, int(seconds / _ROUNDS / per_image))))
-        rates = np.array([[_rate(stage, sample) for stage in stages] for _ in range(_ROUNDS)])
+    with fastest(opened, device=device, progress=Progress()) as selected, ThreadPoolExecutor(num_threads()) as pool:
+        mode = resolve_decode("auto", selected, files, progress=Progress())
+        with Decoder(preprocess, scaled=mode == "scaled") as decoder:
+            stages = _Stages(selected.runtime, decoder, pool, batch_size)
+            few = spread(files, _FEW)
+            if not stages.decode(few):
+                raise GateError(f"none of {len(few)} images of {named(specs)} can be read")
+            stages.embed(few)  # first calls allocate
+            per_image = float((1 / stages.rates(few, rounds=1)).sum())
+            sample = spread(files, min(len(files), max(batch_size, int(seconds / _ROUNDS / per_image))))
+            rates = stages.rates(sample, rounds=_ROUNDS)
     decoding, inference, end_to_end = rates.max(axis=0).tolist()
     return Throughput(
-        choice=choice,
+        choice=selected.choice,
         decode=mode,
         num_images=len(sample),
         decoding=decoding,
@@ -135,6 +117,25 @@ def measure(
     )
 
 
-def _rate(stage: Callable[[Sequence[SourceFile]], int], files: Sequence[SourceFile]) -> float:
-    start = time.perf_counter()
-    return stage(files) / (time.perf_counter() - start)
+class _Stages:
+    """What ``embed`` does with files, stage by stage; each method returns how many images it did."""
+
+    def __init__(self, runtime: Runtime, decoder: Decoder, pool: ThreadPoolExecutor, batch_size: int) -> None:
+        self._runtime, self._decoder, self._pool, self._batch_size = runtime, decoder, pool, batch_size
+        self._images = np.zeros((batch_size, *runtime.image_shape), np.uint8)
+
+    def rates(self, files: Sequence[SourceFile], *, rounds: int) -> Rates:
+        """Return images/s of decoding, of inference and of both together, shape (rounds, 3)."""
+        works = [partial(stage, files) for stage in (self.decode, self.infer, self.embed)]
+        return timed_rounds(works, rounds=rounds, warm_up=False)
+
+    def decode(self, files: Sequence[SourceFile]) -> int:
+        decoded = partial(decode, decoder=self._decoder, max_bytes=self._decoder.limits.max_file_bytes)
+        return sum(found.pixels is not None for found in self._pool.map(decoded, files))
+
+    def infer(self, files: Sequence[SourceFile]) -> int:
+        return sum(len(self._runtime.embed(self._images)) for _ in range(-(-len(files) // self._batch_size)))
+
+    def embed(self, files: Sequence[SourceFile]) -> int:
+        embedder = Embedder(self._runtime, self._decoder, self._pool, batch_size=self._batch_size, timer=StageTimer())
+        return sum(row.has_vector for row in embedder.embed(files).rows)

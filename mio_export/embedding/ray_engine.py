@@ -15,21 +15,20 @@ import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import Bundle
 from mio_export.decoding import Decoder
+from mio_export.embedding.options import EmbedOptions
 from mio_export.embedding.pipeline import Embedded, Embedder, StageTimer
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import MioError, MissingBackendError, SpaceError, UsageError
-from mio_export.limits import Limits
 from mio_export.progress import Task
 from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import limit_threads, num_threads
-from mio_export.runtimes.registry import open_choice
+from mio_export.runtimes.opening import open_choice
 from mio_export.sources import SourceFile
 from mio_export.store import FAILED, StoreInfo
 
@@ -38,18 +37,8 @@ _RETRIES = 3
 """How often a shard is given to another worker when its own is gone; an image may be what kills them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Engine:
-    """What does the work."""
-
-    name: str
-    """``local`` or ``ray``."""
-    address: str | None
-    """Of a Ray cluster to join."""
-
-
-def engine_of(name: str, *, address: str | None, cache: object) -> Engine:
-    """Settle an engine, before anything is listed.
+def check_engine(name: str, *, address: str | None, cache: object) -> None:
+    """Refuse an engine that cannot be used, before anything is listed.
 
     Raises:
         UsageError: the name is not known, or something is given that the engine does not have.
@@ -63,7 +52,6 @@ def engine_of(name: str, *, address: str | None, cache: object) -> Engine:
         raise UsageError("--cache is a file of one machine, which --engine ray does not use; leave one of them out")
     if name == "ray" and any(importlib.util.find_spec(module) is None for module in ("ray", "pandas")):
         raise MissingBackendError("--engine ray needs Ray Data, which is not installed: pip install 'mio-export[ray]'")
-    return Engine(name=name, address=address)
 
 
 def embedded_by_ray(
@@ -72,8 +60,7 @@ def embedded_by_ray(
     info: StoreInfo,
     shards: Sequence[Sequence[SourceFile]],
     *,
-    limits: Limits,
-    address: str | None,
+    options: EmbedOptions,
     task: Task,
 ) -> Generator[Embedded]:
     """Yield each shard embedded by a worker of a Ray cluster, in order.
@@ -85,8 +72,8 @@ def embedded_by_ray(
         choice: what embeds: a worker for each processor core or, where that is a GPU, for each GPU.
         info: says how large batches are, and how images are decoded.
         shards: their files; every machine reads them at these same places.
-        limits: what one file may cost.
-        address: of a Ray cluster to join; None: the one that this process is in already, else this machine alone.
+        options: what one file may cost, and the ``address`` of a Ray cluster to join; None: the one that this process
+            is in already, else this machine alone.
         task: is told of each shard.
 
     Raises:
@@ -98,9 +85,9 @@ def embedded_by_ray(
     from ray.data import DataContext
     from ray.exceptions import RayError
 
-    settings = pickle.dumps((bundle, choice, info, limits, str(Path.cwd()), versions_here(choice.runtime)))
+    settings = pickle.dumps((bundle, choice, info, options.limits, str(Path.cwd()), versions_here(choice.runtime)))
     items = [{"files": pickle.dumps(shard)} for shard in shards]
-    with cluster(address):
+    with cluster(options.address):
         context = DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = context.print_on_execution_start = False
@@ -113,7 +100,7 @@ def embedded_by_ray(
                 )
             for shard, row in zip(shards, done.iter_rows(), strict=True):
                 embedded, limited_by = _received(row["reply"])
-                _check_same_files(shard, embedded, limits.max_file_bytes)
+                _check_same_files(shard, embedded, options.limits.max_file_bytes)
                 num_failed = sum(file.status == FAILED for file in embedded.rows)
                 task.advance(len(embedded.rows), failed=num_failed, limited_by=limited_by)
                 yield embedded

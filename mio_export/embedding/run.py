@@ -7,23 +7,23 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from mio_export.bundle import Bundle, load_bundle
+from mio_export.bundle import load_bundle
 from mio_export.decoding import Decoder, within
 from mio_export.embedding.agreement import continued
 from mio_export.embedding.cache import Cache
+from mio_export.embedding.options import EmbedOptions, resolved
 from mio_export.embedding.parts import files_of
 from mio_export.embedding.pipeline import Embedded, Embedder, StageTimer
-from mio_export.embedding.ray_engine import Engine, embedded_by_ray, engine_of
-from mio_export.embedding.settling import Wishes, settle
+from mio_export.embedding.ray_engine import check_engine, embedded_by_ray
 from mio_export.embedding.standing import Standing
 from mio_export.embedding.writer import StoreWriter
 from mio_export.errors import GateError, MioError, UsageError
 from mio_export.files import behind_links
 from mio_export.limits import Limits
 from mio_export.progress import Progress, Task
-from mio_export.runtimes import Choice
+from mio_export.runtimes import Choice, Selected
+from mio_export.runtimes.backends import NAMED_ONLY
 from mio_export.runtimes.devices import num_threads
-from mio_export.runtimes.registry import NAMED_ONLY, open_choice
 from mio_export.sources import Listing, SourceFile, list_sources, named
 from mio_export.store import StoreInfo, locked, prune
 
@@ -118,7 +118,7 @@ def embed(
         progress: is told how far the work is.
 
     Raises:
-        UsageError: an argument is not allowed, or differs from what the store was begun with, or a source is missing.
+        UsageError: an argument is not allowed, or differs from what the store was created with, or a source is missing.
         MissingBackendError: a URL, or the engine, needs a package that is not installed.
         GateError: more files failed than may; the store holds what was done.
         SpaceError: the store holds vectors of another space, artifact, precision, decode mode or runtime; or other
@@ -129,9 +129,22 @@ def embed(
     """
     opened, out = load_bundle(bundle), behind_links(Path(out))
     specs = [source] if isinstance(source, str | Path) else list(source)
-    progress, limits = progress or Progress(), limits or Limits()
-    within(opened.manifest.preprocess, limits)
-    chosen = engine_of(engine, address=address, cache=cache)
+    progress = progress or Progress()
+    options = EmbedOptions(
+        runtime=runtime,
+        precision=precision,
+        device=device,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        decode=decode,
+        shard=shard,
+        cache=None if cache is None else Path(cache),
+        engine=engine,
+        address=address,
+        limits=limits or Limits(),
+    )
+    within(opened.manifest.preprocess, options.limits)
+    check_engine(engine, address=address, cache=cache)
     allowed = _failure_limit(max_failures)
     listing = list_sources(specs)
     if not listing.files:
@@ -142,26 +155,19 @@ def embed(
         )
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; -o names a folder")
-    wishes = Wishes(
-        runtime=runtime,
-        precision=precision,
-        device=device,
-        batch_size=batch_size,
-        shard_size=shard_size,
-        decode=decode,
-        shard=shard,
-    )
-    with locked(out):
-        info, choice = settle(opened, out, listing.files, wishes, progress, limits=limits)
+    with locked(out), resolved(opened, out, listing.files, options, progress) as (info, selected):
         files = files_of(info.part, listing.files, info.shard_size)
         standing = Standing(files, out, info)
         todo = standing.todo(
-            retry_failed=retry_failed, rehash=rehash, progress=progress, max_bytes=limits.max_file_bytes
+            retry_failed=retry_failed,
+            rehash=rehash,
+            progress=progress,
+            max_bytes=options.limits.max_file_bytes,
         )
         if todo:
-            _check_named(choice, runtime, out)
-            info = continued(opened, choice, info, out, files, progress, limits=limits)
-            _embed_files(opened, choice, todo, info, out, cache, chosen, limits, progress)
+            _check_named(selected.choice, runtime, out)
+            info = continued(selected, info, out, files, progress, limits=options.limits)
+            _embed_files(selected, todo, info, out, options, progress)
             standing = Standing(files, out, info)
         num_pruned = prune(out, frozenset(file.key for file in files)) if prune_vanished else 0
     result = _result(info, len(files), standing, listing, len(todo), num_pruned)
@@ -196,50 +202,47 @@ def _failure_limit(text: str | None) -> Callable[[int], float] | None:
 
 
 def _embed_files(
-    bundle: Bundle,
-    choice: Choice,
+    selected: Selected,
     files: Sequence[SourceFile],
     info: StoreInfo,
     out: Path,
-    cache: str | Path | None,
-    engine: Engine,
-    limits: Limits,
+    options: EmbedOptions,
     progress: Progress,
 ) -> None:
+    choice = selected.choice
     progress.line(
         f"{choice.runtime} {choice.precision} on {choice.device} ({choice.file}), {len(files):,} files to embed"
     )
     timer = StageTimer()
     shards = [files[start : start + info.shard_size] for start in range(0, len(files), info.shard_size)]
     with StoreWriter(out, info, timer) as writer, progress.task("embedding", len(files)) as task:
-        if engine.name == "ray":
-            done = embedded_by_ray(bundle, choice, info, shards, limits=limits, address=engine.address, task=task)
+        if options.engine == "ray":
+            selected.close()  # the workers open their own, and a GPU may not hold both
+            done = embedded_by_ray(selected.bundle, choice, info, shards, options=options, task=task)
         else:
-            done = _embedded_here(bundle, choice, info, shards, writer, cache, limits, timer, task)
+            done = _embedded_here(selected, info, shards, writer, options, timer, task)
         with closing(done):
             for embedded in done:
                 writer.append(embedded.rows, embedded.vectors)
 
 
 def _embedded_here(
-    bundle: Bundle,
-    choice: Choice,
+    selected: Selected,
     info: StoreInfo,
     shards: Sequence[Sequence[SourceFile]],
     writer: StoreWriter,
-    cache: str | Path | None,
-    limits: Limits,
+    options: EmbedOptions,
     timer: StageTimer,
     task: Task,
 ) -> Generator[Embedded]:
     """Yield each shard embedded by this process; what ``writer`` or a cache holds is not computed."""
-    kept = Cache(Path(cache), info) if cache is not None else None
+    kept = Cache(options.cache, info) if options.cache is not None else None
+    preprocess = selected.bundle.manifest.preprocess
     with (
-        open_choice(bundle, choice) as runtime,
         ThreadPoolExecutor(num_threads()) as pool,
-        Decoder(bundle.manifest.preprocess, scaled=info.decode == "scaled", limits=limits) as decoder,
+        Decoder(preprocess, scaled=info.decode == "scaled", limits=options.limits) as decoder,
     ):
-        embedder = Embedder(runtime, decoder, pool, batch_size=info.batch_size, timer=timer)
+        embedder = Embedder(selected.runtime, decoder, pool, batch_size=info.batch_size, timer=timer)
         try:
             for shard in shards:
                 embedded = embedder.embed(shard, is_known=writer.__contains__, cache=kept, task=task)

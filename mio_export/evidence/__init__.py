@@ -2,6 +2,6 @@
 
 from mio_export.evidence.budget import Budget, budget_for
 from mio_export.evidence.check import artifact_problems
-from mio_export.evidence.report import Comparison, Evidence, ParityReport, load_report
+from mio_export.evidence.report import Comparison, Evidence, ParityReport
 
-__all__ = ["Budget", "Comparison", "Evidence", "ParityReport", "artifact_problems", "budget_for", "load_report"]
+__all__ = ["Budget", "Comparison", "Evidence", "ParityReport", "artifact_problems", "budget_for"]

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from mio_export.bundle import REQUIREMENTS, Precision
+from mio_export.schema import strict
 
 _ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 """Largest relative error of one rounding to each precision."""
@@ -12,11 +13,10 @@ _FLOAT32_FACTOR = 8.0
 _WORST_ROW_FACTOR = 2.0
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The bounds that one artifact is held to, at every batch size."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     max_rms_error: float | None
     """Largest root mean square over the rows of ‖artifact − reference‖ / ‖reference‖; None: not bounded."""

@@ -11,7 +11,7 @@ from typing import cast
 from mio_export.bundle import Artifact, Bundle, Manifest, Precision, runtime_of
 from mio_export.errors import MioError
 from mio_export.evidence.budget import Budget, budget_for
-from mio_export.evidence.report import Comparison, ParityReport, batch_sizes, beyond_budget, load_report
+from mio_export.evidence.report import Comparison, ParityReport, batch_sizes, beyond_budget
 from mio_export.files import sha256_file
 
 DEVICES = ("cpu", "cuda", "tensorrt")
@@ -91,7 +91,7 @@ def _read(folder: Path, name: str, sha256: str) -> ParityReport:
         raise MioError(f"{name}: missing")
     if (found := sha256_file(path)) != sha256:
         raise MioError(f"{name}: sha256 is {found[:12]}…, the manifest says {sha256[:12]}…")
-    return load_report(path)
+    return ParityReport.load(path)
 
 
 def _verdict_problems(report: ParityReport, artifact: Artifact) -> Iterator[str]:

@@ -5,23 +5,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Self
 
 from mio_export.bundle import Verdict
 from mio_export.errors import GateError
 from mio_export.evidence.budget import Budget
-from mio_export.schema import parse_json
+from mio_export.schema import finite, json_text, parse_json, strict
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 16 * 1024**2
-_STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One device at one batch size, against the reference; every error over all rows."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     device: str
     batch_size: int
@@ -50,11 +48,10 @@ class Comparison:
     """Why it fails; empty if it passes."""
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Everything that a verdict rests on, by its sha256."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     artifact_sha256: str
     companions: Mapping[str, str]
@@ -68,11 +65,10 @@ class Evidence:
     """Of the golden images' pixels."""
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
     """What was compared with what, held to which budget, with which result; the whole of ``parity/*.json``."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     schema_version: int = SCHEMA_VERSION
     artifact: str
@@ -122,28 +118,32 @@ class ParityReport:
         values = asdict(self)
         return {"schema_version": values.pop("schema_version"), "verdict": self.verdict, **values}
 
+    def to_json(self) -> str:
+        """Return the text of its file, where NaN and infinity are null."""
+        return json_text(finite(self.to_dict()))
 
-def load_report(path: Path) -> ParityReport:
-    """Read a report strictly: unknown and missing keys are errors, and so is a verdict that its contents contradict.
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a report strictly: unknown and missing keys are errors, so is a verdict that its contents contradict.
 
-    Reports of before there was a ``schema_version`` are version 1.
+        Reports of before there was a ``schema_version`` are version 1.
 
-    Raises:
-        GateError: the file is no parity report, or contradicts itself.
-        MioError: it was written by a newer mio-export.
-    """
-    if path.stat().st_size > _MAX_BYTES:
-        raise GateError(f"{path} is no parity report: it has {path.stat().st_size:,} bytes")
-    try:
-        values = json.loads(path.read_bytes(), parse_constant=_no_number)
-        stated = values.pop("verdict")
-        text = json.dumps({"schema_version": SCHEMA_VERSION, **_with_infinity(values)}).encode()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise GateError(f"{path} is no parity report") from None
-    report = parse_json(text, ParityReport, where=path, newest=SCHEMA_VERSION)
-    if stated != report.verdict:
-        raise GateError(f"{path} says {stated!r} of itself, its contents say {report.verdict!r}")
-    return report
+        Raises:
+            GateError: the file is no parity report, or contradicts itself.
+            MioError: it was written by a newer mio-export.
+        """
+        if path.stat().st_size > _MAX_BYTES:
+            raise GateError(f"{path} is no parity report: it has {path.stat().st_size:,} bytes")
+        try:
+            values = json.loads(path.read_bytes(), parse_constant=_no_number)
+            stated = values.pop("verdict")
+            text = json.dumps({"schema_version": SCHEMA_VERSION, **_with_infinity(values)}).encode()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise GateError(f"{path} is no parity report") from None
+        report = parse_json(text, cls, where=path, newest=SCHEMA_VERSION)
+        if stated != report.verdict:
+            raise GateError(f"{path} says {stated!r} of itself, its contents say {report.verdict!r}")
+        return report
 
 
 def batch_sizes(max_batch: int) -> tuple[int, ...]:
@@ -202,4 +202,4 @@ def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no JSON")
 
 
-__all__ = ["Comparison", "Evidence", "ParityReport", "batch_sizes", "beyond_budget", "load_report"]
+__all__ = ["Comparison", "Evidence", "ParityReport", "batch_sizes", "beyond_budget"]

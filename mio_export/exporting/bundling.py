@@ -1,7 +1,6 @@
 """``export``: every artifact is proved on real images before it enters the bundle."""
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from mio_export.bundle import (
     save_manifest,
     space_fingerprint,
 )
-from mio_export.bundle_lock import bundle_lock
+from mio_export.bundle.lock import bundle_lock
 from mio_export.errors import GateError, MioError, UsageError
 from mio_export.exporting.graphs import Graphs
 from mio_export.exporting.page import Proved, write_page
@@ -32,13 +31,14 @@ from mio_export.exporting.request import Order, orders
 from mio_export.exporting.writer import Writer
 from mio_export.files import sha256_file, staged_folder
 from mio_export.models import Encoder, load_encoder, load_projector_encoder
-from mio_export.models.checkpoint import EVALUATION, load_description, save_weights
+from mio_export.models.checkpoint import EVALUATION, EVALUATION_SCHEMA_VERSION, load_description, save_weights
 from mio_export.parity.golden import GOLDEN, save_golden
 from mio_export.parity.images import parity_images
 from mio_export.parity.prove import devices_for, prove, write_report
 from mio_export.parity.reference import Reference
 from mio_export.parity.report import ParityReport
 from mio_export.progress import Progress
+from mio_export.schema import read_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def _opened(
     encoder, description = load_encoder(run), load_description(run)
     metrics = None
     if (run / EVALUATION).is_file():
-        metrics = json.loads((run / EVALUATION).read_text())
+        metrics = read_values(run / EVALUATION, newest=EVALUATION_SCHEMA_VERSION)
         if metrics["weights_sha256"] != description.weights_sha256:
             progress.line(f"{run / EVALUATION} is of other weights and is left out; evaluate the run again")
             metrics = None

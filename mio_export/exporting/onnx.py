@@ -12,10 +12,10 @@ import onnx
 import torch
 from torch import nn
 
+from mio_export.bundle.provenance import KEY
 from mio_export.errors import MioError
 from mio_export.files import sha256_file
 from mio_export.models import Encoder
-from mio_export.provenance import KEY
 
 OPSET = 22
 _FALLBACK_OPSET = 20

@@ -7,7 +7,7 @@ from pathlib import Path
 from mio_export.bundle import PAGE, WEIGHTS, Artifact, Manifest
 from mio_export.exporting.bundle_page import ArtifactProof, bundle_page
 from mio_export.files import write_text
-from mio_export.parity.prove import Outcome
+from mio_export.parity.prove import GateResult
 from mio_export.parity.reference import Reference
 
 
@@ -16,7 +16,7 @@ class Proved:
     """An artifact's row, and what its proof found."""
 
     artifact: Artifact
-    outcome: Outcome
+    outcome: GateResult
 
 
 def write_page(folder: Path, manifest: Manifest, proved: Sequence[Proved], reference: Reference) -> None:

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 
+from mio_export.bundle.provenance import KEY
 from mio_export.errors import MioError
 from mio_export.exporting.traceable import Traceable
 from mio_export.models import Encoder
-from mio_export.provenance import KEY
 from mio_export.runtimes.pt2_archive import write_pt2
 
 

@@ -6,7 +6,7 @@ from typing import cast, get_args
 
 from mio_export.bundle import Format, Precision
 from mio_export.errors import UsageError
-from mio_export.runtimes.registry import check_installed
+from mio_export.runtimes.backends import check_installed
 from mio_export.runtimes.tensorrt import compute_capability
 
 PRECISIONS: dict[Format, tuple[Precision, ...]] = {

@@ -5,10 +5,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mio_export.bundle.sidecar import Library, Profile, Sidecar, write_sidecar
 from mio_export.errors import MioError, MissingBackendError, UsageError
 from mio_export.files import sha256_file
 from mio_export.runtimes.tensorrt import NAMES, collecting_logger, compute_capability, installed_version, load_library
-from mio_export.sidecar import Library, Profile, Sidecar, write_sidecar
 
 OPT_BATCH = 32
 

@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 
+from mio_export.bundle.provenance import KEY
 from mio_export.errors import MissingBackendError
 from mio_export.exporting.traceable import Traceable
 from mio_export.models import Encoder
-from mio_export.provenance import KEY
 
 _MANGLED = re.compile(rb"___torch_mangle_(\d+)")
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, cast
 
 import onnx
 
-from mio_export.bundle import Artifact, Manifest, Proof
+from mio_export.bundle import Artifact, Manifest, ParitySummary
+from mio_export.bundle.sidecar import sidecar_path
 from mio_export.exporting.graphs import Graph, Graphs
 from mio_export.exporting.onnx import save_onnx
 from mio_export.exporting.pt2 import pt2_from_encoder
@@ -17,9 +18,8 @@ from mio_export.exporting.tensorrt import engine_from_onnx
 from mio_export.exporting.torchscript import torchscript_from_encoder
 from mio_export.files import sha256_file
 from mio_export.models import Encoder
-from mio_export.sidecar import sidecar_path
 
-_UNPROVEN = Proof(verdict="unproven", devices=(), report="", report_sha256="")
+_UNPROVEN = ParitySummary(verdict="unproven", devices=(), report="", report_sha256="")
 _ONNX_TOOLS = ("torch", "onnx", "onnxscript", "onnxslim")
 
 

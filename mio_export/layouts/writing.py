@@ -3,7 +3,6 @@
 Batch by batch: beside the keys, hardly more than a shard is in memory, and no vector becomes Python floats.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mio_export.errors import MioError, UsageError
-from mio_export.files import behind_links, staged_folder, write_text
+from mio_export.files import behind_links, staged_folder
 from mio_export.layouts.casting import Cast, DType
 from mio_export.layouts.rows import Batch, Shard, find_shards, read_batches
+from mio_export.schema import write_json
 from mio_export.store import Snapshot, StoreInfo
 
 Layout: TypeAlias = Literal["fixed-size-list", "list", "clip-retrieval"]
 IDENTITY = "identity.json"
+_SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,7 @@ def _write_clip_retrieval(folder: Path, snapshot: Snapshot, shards: Sequence[Sha
                 rows = batch.rows.filter(pa.array(batch.has_vector))
                 writer.write_batch(pa.record_batch([rows["key"], rows["sha256"]], schema))
     described = {"bundle": info.bundle, **info.identity, "normalized": info.normalized, "dtype": cast.dtype.name}
-    write_text(folder / IDENTITY, json.dumps(described, indent=2) + "\n")
+    write_json(folder / IDENTITY, {"schema_version": _SCHEMA_VERSION, **described})
 
 
 def _parquet_writer(path: Path, schema: pa.Schema, info: StoreInfo) -> pq.ParquetWriter:

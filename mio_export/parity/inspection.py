@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mio_export.bundle import MANIFEST, REPORTS, Bundle, unnamed_files
+from mio_export.bundle.provenance import read_provenance
 from mio_export.errors import MioError
-from mio_export.evidence import artifact_problems, load_report
+from mio_export.evidence import ParityReport, artifact_problems
 from mio_export.evidence.check import GOLDEN_NAMES
 from mio_export.onnx_file import read_onnx
 from mio_export.parity.golden import GOLDEN, decoding_problems, golden_pixels, golden_sha256, load_golden
-from mio_export.provenance import read_provenance
 
 _SAID = ("encoder", "preprocess", "weights_sha256", "space", "max_batch", "training")
 """What every artifact says of itself and the manifest says too."""
@@ -76,7 +76,7 @@ def _golden(bundle: Bundle) -> Iterator[str]:
     for artifact in manifest.artifacts:
         for evidence in artifact.parity.evidence:
             try:
-                found = load_report(bundle.path / evidence.report).evidence.golden_sha256
+                found = ParityReport.load(bundle.path / evidence.report).evidence.golden_sha256
             except MioError:
                 continue  # named where the artifact is looked at
             if found != sha256:

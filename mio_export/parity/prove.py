@@ -1,7 +1,6 @@
 """Run an artifact on real images, at several batch sizes and on every device asked for, and hold it to the encoder."""
 
 import hashlib
-import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mio_export.bundle import Artifact, Format, Manifest, Proof
+from mio_export.bundle import Artifact, Format, Manifest, ParitySummary, runtime_of
 from mio_export.errors import GateError, MissingBackendError
 from mio_export.evidence.budget import Budget
 from mio_export.evidence.report import Evidence, batch_sizes
@@ -22,8 +21,7 @@ from mio_export.parity.report import Comparison, Matrix, ParityReport, compare, 
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import BACKENDS, Runtime
 from mio_export.runtimes.devices import library_has_cuda
-from mio_export.runtimes.registry import backend_of, open_file
-from mio_export.schema import finite
+from mio_export.runtimes.opening import open_file
 
 _PACKAGES = (
     "mio-export",
@@ -43,7 +41,7 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Outcome:
+class GateResult:
     """What came of running an artifact."""
 
     report: ParityReport
@@ -62,7 +60,7 @@ def prove(
     devices: Sequence[str] = ("cpu",),
     stages: Sequence[Mapping[str, Any]] = (),
     open: Callable[[str], Runtime] | None = None,
-) -> Outcome:
+) -> GateResult:
     """Compare an artifact with the encoder; what it finds is in the report, never raised.
 
     Args:
@@ -90,7 +88,7 @@ def prove(
         artifact=artifact.file,
         format=artifact.format,
         precision=artifact.precision,
-        runtime=backend_of(artifact.format),
+        runtime=artifact.runtime,
         devices=tuple(ran),
         options=artifact.options,
         budget=budget,
@@ -113,7 +111,7 @@ def prove(
         problems=tuple(_without(folder, problem) for problem in found.problems),
         unproven=_without(folder, "; ".join(unproven)) if unproven and not ran else None,
     )
-    return Outcome(report=report, embeddings=found.embeddings, images_per_s=found.images_per_s)
+    return GateResult(report=report, embeddings=found.embeddings, images_per_s=found.images_per_s)
 
 
 class _Findings:
@@ -222,7 +220,7 @@ def embed_in_batches(runtime: Runtime, pixels: Pixels, batch_size: int) -> Matri
 
 def _opened(folder: Path, artifact: Artifact, reference: Reference, device: str) -> Runtime:
     return open_file(
-        backend_of(artifact.format),
+        artifact.runtime,
         folder / artifact.file,
         image_shape=reference.images.pixels.shape[1:],
         embedding_dim=reference.embeddings.shape[1],
@@ -234,15 +232,15 @@ def _opened(folder: Path, artifact: Artifact, reference: Reference, device: str)
 
 def devices_for(format: Format) -> tuple[str, ...]:
     """Return where a format can run on this machine; engines need CUDA, whether it is there or not."""
-    library = BACKENDS[backend_of(format)].library
+    library = BACKENDS[runtime_of(format)].library
     if library == "tensorrt":
         return ("cuda",)
     return ("cpu", "cuda") if library_has_cuda(library) else ("cpu",)
 
 
-def write_report(folder: Path, artifact: Artifact, report: ParityReport) -> Proof:
+def write_report(folder: Path, artifact: Artifact, report: ParityReport) -> ParitySummary:
     """Write a report into a bundle's folder, under a name that its content decides; return the verdict on it."""
-    text = json.dumps(finite(report.to_dict()), indent=2) + "\n"
+    text = report.to_json()
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     parts = [artifact.format, artifact.precision, *([artifact.capability] if artifact.capability else [])]
     name = f"parity/{'-'.join(parts)}.json"
@@ -250,4 +248,4 @@ def write_report(folder: Path, artifact: Artifact, report: ParityReport) -> Proo
     if path.is_symlink() or (path.is_file() and sha256_file(path) != sha256):
         name = f"parity/{'-'.join(parts)}-{sha256[:12]}.json"  # a newer verdict never overwrites what a manifest names
     write_text(folder / name, text)
-    return Proof(verdict=report.verdict, devices=report.devices, report=name, report_sha256=sha256)
+    return ParitySummary(verdict=report.verdict, devices=report.devices, report=name, report_sha256=sha256)

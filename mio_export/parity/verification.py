@@ -17,12 +17,12 @@ from mio_export.bundle import (
     load_bundle,
     save_manifest,
 )
-from mio_export.bundle_lock import bundle_lock
+from mio_export.bundle.lock import bundle_lock
 from mio_export.errors import MioError, UsageError
-from mio_export.evidence import ParityReport, load_report
+from mio_export.evidence import ParityReport
 from mio_export.evidence.check import report_problems
 from mio_export.parity.inspection import evidence_problems
-from mio_export.runtimes.registry import BACKENDS, NAMED_ONLY, backend_of
+from mio_export.runtimes.backends import BACKENDS, NAMED_ONLY
 
 EVERYTHING: tuple[str, ...] = tuple(name for name, backend in BACKENDS.items() if backend.format is not None)
 """Every runtime of artifacts, those included that are opened only when they are named."""
@@ -112,9 +112,9 @@ def _asked(bundle: Bundle, runtimes: Sequence[str] | None) -> list[Artifact]:
         raise UsageError(f"runtime must be {', '.join(EVERYTHING)}; got {', '.join(unknown)}")
     wanted = set(EVERYTHING) - NAMED_ONLY if runtimes is None else set(runtimes)
     artifacts = bundle.manifest.artifacts
-    asked = [artifact for artifact in artifacts if backend_of(artifact.format) in wanted]
+    asked = [artifact for artifact in artifacts if artifact.runtime in wanted]
     if artifacts and not asked:
-        held = ", ".join(dict.fromkeys(backend_of(artifact.format) for artifact in artifacts))
+        held = ", ".join(dict.fromkeys(artifact.runtime for artifact in artifacts))
         raise UsageError(f"{bundle.path} has no artifact to prove for {', '.join(sorted(wanted))}; name one of: {held}")
     return asked
 
@@ -123,7 +123,7 @@ def _refused(artifacts: Iterable[Artifact]) -> list[str]:
     return [
         f"{artifact.file}: {artifact.format} {artifact.precision} was refused on a machine that runs it"
         for artifact in artifacts
-        if artifact.parity.verdict == "refused"
+        if artifact.verdict == "refused"
     ]
 
 
@@ -132,7 +132,7 @@ def _named(artifact: Artifact) -> str:
 
 
 def _is_unproven(artifact: Artifact) -> bool:
-    return artifact.parity.verdict == "unproven"
+    return artifact.verdict == "unproven"
 
 
 def _prove_all(
@@ -217,7 +217,7 @@ def _covered(folder: Path, row: Artifact) -> set[str]:
     covered: set[str] = set()
     for evidence in row.parity.evidence:
         try:
-            covered.update(load_report(folder / evidence.report).devices)
+            covered.update(ParityReport.load(folder / evidence.report).devices)
         except (MioError, OSError):
             continue  # it is named as a problem of the evidence
     return covered
@@ -228,7 +228,7 @@ def _chosen(device: str, artifact: Artifact) -> tuple[str, ...]:
     from mio_export.parity.prove import devices_for
     from mio_export.runtimes.devices import resolve_device
 
-    library = BACKENDS[backend_of(artifact.format)].library
+    library = BACKENDS[artifact.runtime].library
     if library in ("openvino", "tensorrt") or (device == "tensorrt" and library != "onnxruntime"):
         return devices_for(artifact.format)
     return (resolve_device(device, library=library),)

@@ -1,6 +1,8 @@
 """Runtimes: one way to embed with every artifact."""
 
+from mio_export.runtimes.backends import BACKENDS
 from mio_export.runtimes.base import Embeddings, Runtime
-from mio_export.runtimes.registry import BACKENDS, Choice, choose, choose_elsewhere, open_runtime
+from mio_export.runtimes.opening import Selected, open_runtime
+from mio_export.runtimes.selection import Choice, choose, choose_elsewhere
 
-__all__ = ["BACKENDS", "Choice", "Embeddings", "Runtime", "choose", "choose_elsewhere", "open_runtime"]
+__all__ = ["BACKENDS", "Choice", "Embeddings", "Runtime", "Selected", "choose", "choose_elsewhere", "open_runtime"]

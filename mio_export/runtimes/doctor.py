@@ -6,8 +6,8 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from mio_export.runtimes.backends import BACKENDS, Backend
 from mio_export.runtimes.devices import has_cuda, library_has_cuda, num_threads
-from mio_export.runtimes.registry import BACKENDS, Backend
 
 _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),

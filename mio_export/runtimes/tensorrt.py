@@ -7,11 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mio_export.bundle.sidecar import Library, Sidecar, read_sidecar
 from mio_export.errors import GateError, MioError, MissingBackendError, UsageError
 from mio_export.files import sha256_file
 from mio_export.preprocess import Pixels
 from mio_export.runtimes.base import Embeddings, Runtime
-from mio_export.sidecar import Library, Sidecar, read_sidecar
 
 NAMES: dict[Library, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 _MODULES: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -12,8 +12,10 @@ from mio_export.errors import MioError, MissingBackendError, OutOfMemoryError, S
 from mio_export.preprocess import DecodeError, Pixels
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
+from mio_export.runtimes.backends import NAMED_ONLY
 from mio_export.runtimes.devices import has_cuda
-from mio_export.runtimes.registry import NAMED_ONLY, backend_of, choice_of, open_choice
+from mio_export.runtimes.opening import open_choice
+from mio_export.runtimes.selection import choice_of
 from mio_export.sources import read_file
 from mio_export.store import StoreInfo
 
@@ -90,7 +92,7 @@ def _choice_of_store(bundle: Bundle, info: StoreInfo, out: Path) -> Choice:
     except MissingBackendError:
         choice = _choice_on(bundle, info, "auto")
     if choice is None:
-        held = [f"{a.file} ({a.precision}, {a.parity.verdict}, {a.sha256[:12]}…)" for a in bundle.manifest.artifacts]
+        held = [f"{a.file} ({a.precision}, {a.verdict}, {a.sha256[:12]}…)" for a in bundle.manifest.artifacts]
         raise SpaceError(
             f"{out} holds vectors of {info.artifact_file} ({info.runtime}, {info.precision},"
             f" {info.artifact_sha256[:12]}…), which {bundle.path} does not hold proved; it holds:"
@@ -102,11 +104,10 @@ def _choice_of_store(bundle: Bundle, info: StoreInfo, out: Path) -> Choice:
 def _choice_on(bundle: Bundle, info: StoreInfo, device: str) -> Choice | None:
     if info.runtime == "torch" and bundle.manifest.weights_sha256 == info.artifact_sha256:
         return choose(bundle, "torch", device=device)
-    for artifact in bundle.manifest.artifacts:
-        found = (artifact.sha256, artifact.precision, artifact.parity.verdict, backend_of(artifact.format))
-        if found == (info.artifact_sha256, info.precision, "proved", info.runtime):
-            return choice_of(artifact, device=device)
-    return None
+    rows = bundle.artifacts(
+        runtime=info.runtime, precision=info.precision, sha256=info.artifact_sha256, verdict="proved"
+    )
+    return choice_of(rows[0], device=device) if rows else None
 
 
 def _decode(path: Path, decoder: Decoder) -> Pixels:

@@ -21,7 +21,7 @@ from mio_export.preprocess import DecodeError, Pixels
 from mio_export.runtimes import Choice
 from mio_export.runtimes.base import Embeddings
 from mio_export.runtimes.devices import num_threads
-from mio_export.runtimes.registry import open_choice
+from mio_export.runtimes.opening import open_choice
 from mio_export.serving.metrics import Journal
 from mio_export.serving.options import ServeOptions
 from mio_export.serving.protocol import RequestError, Served

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import Bundle, broken_files, load_bundle
-from mio_export.embedding.ray_engine import check_versions, cluster, engine_of
+from mio_export.embedding.ray_engine import check_engine, check_versions, cluster
 from mio_export.embedding.versions import versions_here
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
 from mio_export.progress import Progress
@@ -86,7 +86,7 @@ def serve_with_ray(
     """
     if options.grpc_port != ServeOptions.grpc_port or options.workers != 1 or replicas < 1:
         raise UsageError("--engine ray takes --replicas, 1 or more, and neither --grpc-port nor --workers")
-    engine_of("ray", address=address, cache=None)  # it may not be installed
+    check_engine("ray", address=address, cache=None)  # it may not be installed
     progress = progress or Progress()
     server = Server(bundle, options, progress=progress)  # checks all that can be checked, and listens nowhere
     try:

@@ -19,13 +19,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from mio_export import errors
-from mio_export.bundle import Bundle, broken_files, load_bundle
+from mio_export.bundle import Bundle, broken_files, load_bundle, named_files
 from mio_export.decoding.process import search_path
-from mio_export.embedding.choices import fastest
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
+from mio_export.evidence import ParityReport
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
-from mio_export.runtimes.registry import check_evidence
+from mio_export.runtimes.selection import check_evidence
+from mio_export.runtimes.timing import fastest
 from mio_export.serving.options import ServeOptions
 from mio_export.serving.protocol import PIXELS, model_name
 
@@ -267,7 +268,11 @@ def checked(bundle: Bundle | str | Path, options: ServeOptions, progress: Progre
         raise GateError("\n     ".join([f"{bundle.path} is not served; it was changed", *broken]))
     options.batch_for(bundle)
     if options.runtime == "auto":
-        choice = fastest(bundle, precision=options.precision, device=options.device, progress=progress)
+        checked = {name for name, _ in named_files(bundle.manifest)}  # as none of them is broken
+        with fastest(
+            bundle, precision=options.precision, device=options.device, progress=progress, checked=checked
+        ) as selected:
+            choice = selected.choice  # the workers open their own
     else:
         choice = choose(bundle, options.runtime, precision=options.precision, device=options.device)
     if choice.runtime == "torch":
@@ -304,16 +309,12 @@ def _turn_newcomers_away(listener: socket.socket) -> None:
 
 
 def _parity(bundle: Bundle, choice: Choice) -> str:
-    proof = next(
-        a.parity
-        for a in bundle.manifest.artifacts
-        if (a.file, a.precision, a.parity.verdict) == (choice.file, choice.precision, "proved")
-    )
-    report = json.loads((bundle.path / proof.report).read_text())
-    found, allowed = report["comparisons"], report["budget"]["max_rms_error"]
+    proof = bundle.artifacts(runtime=choice.runtime, precision=choice.precision, file=choice.file)[0].parity
+    report = ParityReport.load(bundle.path / proof.report)
+    found, allowed = report.comparisons, report.budget.max_rms_error
     return (
-        f"proved on {'+'.join(proof.devices)}: cosine {min(c['min_cosine'] for c in found):.7f} at worst,"
-        f" rms error {max(c['rms_relative_error'] for c in found):.1e}"
+        f"proved on {'+'.join(proof.devices)}: cosine {min(c.min_cosine for c in found):.7f} at worst,"
+        f" rms error {max(c.rms_relative_error for c in found):.1e}"
         + (f" of {allowed:.1e} allowed" if allowed is not None else "")
     )
 

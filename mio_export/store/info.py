@@ -1,14 +1,11 @@
 """``store.json``: what all vectors of a store have in common, and which versions computed which shards."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 from mio_export.errors import GateError, UsageError
-from mio_export.files import write_text
-from mio_export.schema import parse_json
+from mio_export.schema import read_json, strict, write_json
 
 STORE = "store.json"
 SCHEMA_VERSION = 2
@@ -33,11 +30,10 @@ class Part:
         return f"{self.index}/{self.count}"
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Span:
     """The shards from one number on, up to the next span, and what computed them."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     first_shard: int
     """Number of its first shard."""
@@ -45,11 +41,10 @@ class Span:
     """Of everything that decides a vector's last bits, by name; empty: unknown."""
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class StoreInfo:
     """The whole of ``store.json``. Nothing but the spans changes once the store has a row."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     schema_version: int = SCHEMA_VERSION
     bundle: str
@@ -95,7 +90,7 @@ def read_info(folder: Path) -> StoreInfo | None:
     path = folder / STORE
     if not path.is_file():
         return None
-    info = parse_json(path.read_bytes(), StoreInfo, where=path, newest=SCHEMA_VERSION)
+    info = read_json(path, StoreInfo, newest=SCHEMA_VERSION)
     _check(info, path)
     if info.schema_version < SCHEMA_VERSION:
         return replace(info, schema_version=SCHEMA_VERSION, spans=(Span(first_shard=0, versions={}),))
@@ -118,7 +113,7 @@ def require_info(folder: Path) -> StoreInfo:
 
 def write_info(folder: Path, info: StoreInfo) -> None:
     """Write ``store.json``."""
-    write_text(folder / STORE, json.dumps(asdict(info), indent=2) + "\n")
+    write_json(folder / STORE, info)
 
 
 def _check(info: StoreInfo, path: Path) -> None:

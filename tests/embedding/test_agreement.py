@@ -237,7 +237,7 @@ def test_the_sample_is_evenly_spread(bundle, tmp_path, monkeypatch):
     seen = []
     original = agreement._compared
     monkeypatch.setattr(
-        agreement, "_compared", lambda *args: (seen.extend(found.file.key for found in args[3]), original(*args))[1]
+        agreement, "_compared", lambda *args: (seen.extend(found.file.key for found in args[2]), original(*args))[1]
     )
     embed(bundle.path, folder, out)
     places = [int(key[:3]) for key in seen]

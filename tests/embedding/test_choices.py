@@ -17,6 +17,7 @@ from mio_export.exporting import export
 from mio_export.models import build_encoder
 from mio_export.preprocess import Preprocess
 from mio_export.progress import Progress
+from mio_export.runtimes import opening
 from mio_export.runtimes.onnxruntime import OnnxRuntime
 from mio_export.runtimes.openvino import OpenVINORuntime
 from mio_export.store import load_embeddings, read_rows, shard_paths
@@ -204,12 +205,52 @@ def test_auto_takes_the_fastest_proved_artifact_once(two_runtimes, photos, tmp_p
     assert embed(bundle, photos, tmp_path / "a").info.runtime == "onnxruntime"  # what was settled is kept
 
 
-def test_auto_never_opens_what_may_hold_code(two_runtimes, photos, tmp_path, monkeypatch):
-    from mio_export.runtimes import registry
+def test_each_artifact_is_opened_and_hashed_once(two_runtimes, large_photos, tmp_path, monkeypatch):
+    hashed, opened, closed = [], [], []
 
-    opened, original = [], registry.open_file
+    def counted(module, name, calls, label):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *args, **options: (calls.append(label(args)), original(*args, **options))[1]
+        )
+
+    counted(opening, "sha256_file", hashed, lambda args: args[0].name)
+    counted(opening, "open_file", opened, lambda args: args[0])
+    for runtime in (OnnxRuntime, OpenVINORuntime):
+        counted(runtime, "close", closed, lambda args: type(args[0]).__name__)
+    said = Said()
+    embed(two_runtimes.path, large_photos, tmp_path / "out", progress=said)  # measures, compares decoding, embeds
+    assert [line.partition(":")[0] for line in said.lines[:2]] == [
+        "the fastest proved artifact here",
+        "large JPEGs are decoded at a fraction of their size",
+    ]
+    assert sorted(opened) == ["onnxruntime", "openvino"]
+    assert hashed == ["encoder.onnx"]  # both read the same file
+    assert sorted(closed) == ["OnnxRuntime", "OpenVINORuntime"]
+    for calls in (hashed, opened, closed):
+        calls.clear()
+    assert embed(two_runtimes.path, large_photos, tmp_path / "out").num_embedded == 0
+    assert (hashed, opened, closed) == ([], [], [])
+
+
+def test_what_is_open_is_closed_when_the_run_is_refused(two_runtimes, photos, tmp_path, monkeypatch):
+    open_now = []
+    for runtime in (OnnxRuntime, OpenVINORuntime):
+        monkeypatch.setattr(
+            runtime,
+            "__init__",
+            lambda self, *args, f=runtime.__init__, **kw: (f(self, *args, **kw), open_now.append(self))[0],
+        )
+        monkeypatch.setattr(runtime, "close", lambda self, f=runtime.close: (open_now.remove(self), f(self))[1])
+    with pytest.raises(UsageError, match="batch size must be 1 to 32"):
+        embed(two_runtimes.path, photos, tmp_path / "out", batch_size=33)
+    assert open_now == []
+
+
+def test_auto_never_opens_what_may_hold_code(two_runtimes, photos, tmp_path, monkeypatch):
+    opened, original = [], opening.open_file
     monkeypatch.setattr(
-        registry,
+        opening,
         "open_file",
         lambda runtime, *args, **options: (opened.append(runtime), original(runtime, *args, **options))[1],
     )

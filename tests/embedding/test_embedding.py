@@ -60,7 +60,10 @@ def test_shards_hold_the_columns_and_the_identity_of_the_space(bundle, photos, o
     assert table.column_names == ["key", "size", "mtime_ns", "sha256", "status", "stage", "reason", "embedding"]
     assert str(table.schema.field("embedding").type).startswith("fixed_size_list<")
     assert table.schema.metadata[b"mio.space"].decode() == bundle.manifest.space
-    assert table.schema.metadata[b"mio.artifact_sha256"].decode() == bundle.artifact("onnx", "fp32").sha256
+    assert (
+        table.schema.metadata[b"mio.artifact_sha256"].decode()
+        == bundle.artifacts(format="onnx", precision="fp32")[0].sha256
+    )
 
 
 def test_the_same_work_has_the_same_bytes(bundle, photos, tmp_path):
@@ -72,7 +75,7 @@ def test_the_same_work_has_the_same_bytes(bundle, photos, tmp_path):
 def test_a_second_run_opens_no_runtime(bundle, photos, out, monkeypatch):
     embed(bundle.path, photos, out)
     before = state(out)
-    monkeypatch.setattr("mio_export.embedding.run.open_choice", lambda *_: pytest.fail("a runtime was opened"))
+    monkeypatch.setattr("mio_export.runtimes.opening.open_choice", lambda *_: pytest.fail("a runtime was opened"))
     result = embed(bundle.path, photos, out)
     assert result.num_embedded == 0
     assert state(out) == before

@@ -9,7 +9,6 @@ import pytest
 
 from mio_export.decoding import Decoder
 from mio_export.embedding import lane as module
-from mio_export.embedding.choices import best_batch
 from mio_export.embedding.computing import ImageMemoryError
 from mio_export.embedding.lane import Lane
 from mio_export.embedding.pipeline import Embedder, StageTimer
@@ -17,6 +16,7 @@ from mio_export.embedding.run import embed
 from mio_export.runtimes import open_runtime
 from mio_export.runtimes.base import Runtime
 from mio_export.runtimes.onnxruntime import OnnxRuntime
+from mio_export.runtimes.timing import best_batch
 from mio_export.sources import list_images
 from mio_export.store import shard_paths
 

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from mio_export.bundle import load_bundle, save_manifest
-from mio_export.embedding.choices import fastest
 from mio_export.errors import GateError, MioError, MissingBackendError, UsageError
 from mio_export.exporting import export
 from mio_export.exporting.graphs import CLEAN_UPS
@@ -27,6 +26,7 @@ from mio_export.report import describe
 from mio_export.runtimes import choose, open_runtime
 from mio_export.runtimes.onnxruntime import OnnxRuntime
 from mio_export.runtimes.openvino import OpenVINORuntime
+from mio_export.runtimes.timing import fastest
 
 FORMATS = ("onnx", "openvino", "tensorrt-rtx", "pt2", "torchscript")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -94,8 +94,8 @@ def test_auto_takes_the_fastest_of_the_precision_asked_for(everything, monkeypat
         original = slow._run
         with monkeypatch.context() as patch:
             patch.setattr(slow, "_run", lambda self, images, run=original: (time.sleep(0.1), run(self, images))[1])
-            choice = fastest(everything, precision="int8", device="cpu", progress=Progress())
-        assert (choice.runtime, choice.precision) == (fast, "int8")
+            with fastest(everything, precision="int8", device="cpu", progress=Progress()) as selected:
+                assert selected.choice == choose(everything, fast, precision="int8")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,9 @@ def test_two_exports_are_equal_and_hold_no_path(everything, encoder, many_photos
     again = export(encoder, tmp_path / "elsewhere" / "all.mio", formats=formats, precisions=precisions, **options)
     for artifact in again.bundle.manifest.artifacts:
         path = again.bundle.path / artifact.file
-        assert sha256_file(path) == everything.artifact(artifact.format, artifact.precision).sha256, artifact.file
+        assert (
+            sha256_file(path) == everything.artifacts(format=artifact.format, precision=artifact.precision)[0].sha256
+        ), artifact.file
     for path in everything.path.rglob("*"):
         if path.is_file() and path.suffix != ".engine":
             contents = [path.read_bytes()]
@@ -393,7 +395,7 @@ def test_activations_of_1e5_get_an_island_and_pass_in_fp16(photos, tmp_path):
     encoder.backbone = Loud().eval()
     encoder.spec = replace(encoder.spec, embedding_dim=16)
     result = export(encoder.eval(), tmp_path / "loud.mio", precisions=["fp32", "fp16"], images=photos, max_batch=8)
-    artifact = result.bundle.artifact("onnx", "fp16")
+    artifact = result.bundle.artifacts(format="onnx", precision="fp16")[0]
     (kept,) = [note for note in artifact.notes if "nodes stay fp32" in note]
     num_kept, num_nodes = int(kept.split()[1]), int(kept.split()[3])
     assert num_kept <= num_nodes / 10

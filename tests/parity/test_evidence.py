@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from mio_export.bundle import load_bundle, space_fingerprint
 from mio_export.errors import GateError
-from mio_export.evidence import load_report
+from mio_export.evidence import ParityReport
 from mio_export.evidence.check import GOLDEN_NAMES
 from mio_export.parity import verify
 from mio_export.runtimes import open_runtime
@@ -393,7 +393,7 @@ def test_a_report_of_a_newer_program_is_named_with_both_versions(copy, mio):
 def test_a_report_is_read_as_it_was_written(bundle):
     for artifact in bundle.manifest.artifacts:
         path = bundle.path / artifact.parity.report
-        assert json.loads(json.dumps(load_report(path).to_dict())) == json.loads(path.read_text())
+        assert json.loads(json.dumps(ParityReport.load(path).to_dict())) == json.loads(path.read_text())
 
 
 def test_an_artifact_whose_evidence_does_not_fit_is_not_opened(copy):

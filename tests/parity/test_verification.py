@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-import mio_export.runtimes.registry as registry
+import mio_export.runtimes.selection as selection
 from mio_export.bundle import load_bundle, save_manifest
-from mio_export.bundle_lock import bundle_lock
+from mio_export.bundle.lock import bundle_lock
 from mio_export.errors import GateError, MissingBackendError
-from mio_export.evidence import load_report
+from mio_export.evidence import ParityReport
 from mio_export.parity import EVERYTHING, verify
 from mio_export.parity.verification import _written_down
 from mio_export.runtimes import choose, open_runtime
-from mio_export.runtimes.registry import choice_of
+from mio_export.runtimes.opening import open_choice
+from mio_export.runtimes.selection import choice_of
 
 
 @pytest.fixture
@@ -62,8 +63,8 @@ def test_two_proofs_at_once_end_with_both_verdicts(unproven, photos):
 def test_a_verdict_is_added_to_what_the_manifest_says_by_then(unproven, photos):
     before = load_bundle(unproven)
     proved = verify(unproven, images=photos, limit=4, runtimes=["torchscript"])
-    row = before.artifact("onnx", "fp32")
-    after, unwritten = _written_down(before, [(row, load_report(unproven / row.parity.report))])
+    row = before.artifacts(format="onnx", precision="fp32")[0]
+    after, unwritten = _written_down(before, [(row, ParityReport.load(unproven / row.parity.report))])
     assert unwritten is None
     assert proved.passed
     assert {artifact.parity.verdict for artifact in after.manifest.artifacts} == {"proved"}
@@ -76,14 +77,14 @@ def on(device, report):
 
 def test_a_proof_on_another_device_lies_beside_that_on_the_first(copy, mio):
     before = load_bundle(copy)
-    row = before.artifact("onnx", "fp32")
+    row = before.artifacts(format="onnx", precision="fp32")[0]
     cpu = (copy / row.parity.report).read_bytes()
-    report = on("cuda", load_report(copy / row.parity.report))
+    report = on("cuda", ParityReport.load(copy / row.parity.report))
     after, _ = _written_down(before, [(row, report)])
-    proof = load_bundle(copy).artifact("onnx", "fp32").parity
-    assert after.artifact("onnx", "fp32").parity == proof
+    proof = load_bundle(copy).artifacts(format="onnx", precision="fp32")[0].parity
+    assert after.artifacts(format="onnx", precision="fp32")[0].parity == proof
     assert proof.devices == ("cpu", "cuda")
-    assert [load_report(copy / one.report).devices for one in proof.evidence] == [("cpu",), ("cuda",)]
+    assert [ParityReport.load(copy / one.report).devices for one in proof.evidence] == [("cpu",), ("cuda",)]
     assert (copy / proof.report).read_bytes() == cpu
     assert mio("verify", copy).code == 0
     (copy / proof.further[0].report).write_text("{}")
@@ -92,14 +93,14 @@ def test_a_proof_on_another_device_lies_beside_that_on_the_first(copy, mio):
 
 def test_a_proof_of_an_artifact_that_was_replaced_meanwhile_is_not_written(copy, encoder, photos):
     before = load_bundle(copy)
-    row = before.artifact("onnx", "fp32")
-    report = on("cuda", load_report(copy / row.parity.report))
+    row = before.artifacts(format="onnx", precision="fp32")[0]
+    report = on("cuda", ParityReport.load(copy / row.parity.report))
     manifest = replace(
         before.manifest, artifacts=tuple(replace(a, notes=("other",)) for a in before.manifest.artifacts)
     )
     save_manifest(copy, manifest)
     after, _ = _written_down(before, [(row, report)])
-    assert after.artifact("onnx", "fp32").parity.devices == ("cpu",)
+    assert after.artifacts(format="onnx", precision="fp32")[0].parity.devices == ("cpu",)
     assert verify(copy).passed
 
 
@@ -124,7 +125,7 @@ def test_who_waits_for_the_lock_of_a_bundle_that_is_exchanged_takes_the_new_ones
 @pytest.fixture
 def with_a_gpu(monkeypatch):
     """A machine whose libraries all find a GPU; nothing is opened on it."""
-    monkeypatch.setattr(registry, "resolve_device", lambda device, library: "cuda" if device == "auto" else device)
+    monkeypatch.setattr(selection, "resolve_device", lambda device, library: "cuda" if device == "auto" else device)
 
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
@@ -143,12 +144,12 @@ def test_what_was_proved_on_a_cpu_only_does_not_run_elsewhere(bundle, with_a_gpu
     assert choose(bundle, "onnxruntime").device == "cpu"
     named = choose(bundle, "onnxruntime")
     with pytest.raises(GateError, match=f"was proved on cpu, not on {device}"):
-        registry.open_choice(bundle, replace(named, device=device))
+        open_choice(bundle, replace(named, device=device))
 
 
 def test_an_artifact_that_nobody_proved_does_not_run(unproven):
     with pytest.raises(GateError, match=r"is unproven; prove it there: mio verify NAME\.mio --images DIR --device cpu"):
-        choice_of(load_bundle(unproven).artifact("onnx", "fp32"))
+        choice_of(load_bundle(unproven).artifacts(format="onnx", precision="fp32")[0])
 
 
 def test_the_encoder_itself_runs_where_it_is_asked_to(bundle, with_a_gpu):
@@ -162,7 +163,7 @@ def test_a_device_that_is_not_there_is_a_missing_backend(bundle):
         pytest.skip("a CUDA device is visible")
     with pytest.raises(MissingBackendError, match="no CUDA device is visible here"):
         choose(bundle, "torch", device="cuda")
-    row = bundle.artifact("onnx", "fp32")
+    row = bundle.artifacts(format="onnx", precision="fp32")[0]
     on_a_gpu = replace(row, parity=replace(row.parity, devices=("cpu", "cuda")))
     with pytest.raises(MissingBackendError, match="no CUDA device is visible here"):
         choice_of(on_a_gpu, device="cuda")

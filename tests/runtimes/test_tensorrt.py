@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from mio_export.bundle.sidecar import Profile, read_sidecar, sidecar_path, write_sidecar
 from mio_export.errors import GateError, MioError, MissingBackendError, UsageError
 from mio_export.exporting.onnx import onnx_from_encoder, save_onnx
 from mio_export.exporting.tensorrt import engine_from_onnx
@@ -19,7 +20,6 @@ from mio_export.models import build_encoder
 from mio_export.preprocess import Preprocess
 from mio_export.runtimes.devices import has_cuda
 from mio_export.runtimes.tensorrt import compute_capability, installed_version, open_tensorrt, open_tensorrt_rtx
-from mio_export.sidecar import Profile, read_sidecar, sidecar_path, write_sidecar
 
 SHAPE = {"image_shape": (64, 64, 3), "embedding_dim": 512}
 BUILD = {"library": "tensorrt-rtx", "capability": "8.6", "max_batch": 48, "provenance": '{"space": "abc"}'}

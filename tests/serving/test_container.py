@@ -31,7 +31,7 @@ class NotInstalled:
 sys.meta_path.insert(0, NotInstalled())
 from mio_export.bundle import load_bundle
 from mio_export.runtimes import choose
-from mio_export.runtimes.registry import open_choice
+from mio_export.runtimes.opening import open_choice
 from mio_export.serving.options import ServeOptions
 for module in ("cli.main", "cli.serve", "serving.http", "serving.engine", "serving.server", "serving.protocol"):
     importlib.import_module("mio_export." + module)

@@ -22,14 +22,14 @@ from google.protobuf import text_format
 
 from mio_export import embed, load_embeddings
 from mio_export.bundle import load_bundle, runtime_of, save_manifest, space_fingerprint
+from mio_export.bundle.sidecar import Profile, Sidecar, write_sidecar
 from mio_export.errors import GateError, SpaceError, UsageError
 from mio_export.files import sha256_file
 from mio_export.preprocess import Preprocess
-from mio_export.runtimes.registry import open_file
+from mio_export.runtimes.opening import open_file
 from mio_export.serving import RemoteEncoder, verify_server, write_repository
 from mio_export.serving.messages import message_class
 from mio_export.serving.triton.files import CONTRACT
-from mio_export.sidecar import Profile, Sidecar, write_sidecar
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("onnxruntime", "pytorch", "tensorrt", "python")

@@ -5,13 +5,13 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from mio_export.bundle.sidecar import sidecar_path
 from mio_export.errors import GateError
 from mio_export.files import sha256_file
 from mio_export.serving.messages import entries, message_class
 from mio_export.serving.options import ServeOptions
 from mio_export.serving.protocol import pack
 from mio_export.serving.triton.plan import RELEASE, Plan
-from mio_export.sidecar import sidecar_path
 
 CONTRACT = ("__init__", "claims", "errors", "formats", "limits", "memory", "orientation", "png", "preprocess", "schema")
 """What ``mio_export.decoding`` needs of this package, shipped byte for byte."""

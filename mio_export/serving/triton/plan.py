@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass, replace
 
 from mio_export.bundle import Artifact, Bundle, Format, runtime_of
+from mio_export.bundle.sidecar import read_sidecar
 from mio_export.errors import GateError, UsageError
 from mio_export.runtimes import Choice
 from mio_export.serving.protocol import Served
-from mio_export.sidecar import read_sidecar
 
 RELEASE = "26.11"
 """Of NVIDIA's containers, the newest when this was written."""

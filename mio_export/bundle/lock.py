@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mio_export.bundle import LOCK
+from mio_export.bundle.manifest import LOCK
 
 
 @contextmanager

@@ -1,26 +1,22 @@
 """The sidecar of a TensorRT engine: which library, GPU and batches it was built for, in JSON beside the engine."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from mio_export.errors import GateError, UsageError
-from mio_export.files import write_text
-from mio_export.schema import parse_json
+from mio_export.schema import read_json, strict, write_json
 
 SCHEMA_VERSION = 1
-_STRICT: dict[str, Any] = {"extra": "forbid"}
 
 Library = Literal["tensorrt", "tensorrt-rtx"]
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Batch sizes of an engine, in images."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     min: int
     """Smallest batch that it takes."""
@@ -36,11 +32,10 @@ class Profile:
             )
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
     """The whole of ``ENGINE.json``."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     schema_version: int = SCHEMA_VERSION
     library: Library
@@ -52,10 +47,6 @@ class Sidecar:
     engine_sha256: str
     provenance: Mapping[str, Any]
     """What every artifact says of itself."""
-
-    def to_json(self) -> str:
-        """Return the sidecar's text."""
-        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -72,15 +63,14 @@ def read_sidecar(engine: Path) -> Sidecar:
     """
     path = sidecar_path(engine)
     try:
-        text = path.read_bytes()
+        return read_json(path, Sidecar, newest=SCHEMA_VERSION)
     except FileNotFoundError:
         raise GateError(f"{engine} has no {path.name} beside it, which says what it runs on; export it again") from None
-    return parse_json(text, Sidecar, where=path, newest=SCHEMA_VERSION)
 
 
 def write_sidecar(engine: Path, sidecar: Sidecar) -> None:
     """Write the sidecar beside an engine, whole or not at all."""
-    write_text(sidecar_path(engine), sidecar.to_json())
+    write_json(sidecar_path(engine), sidecar)
 
 
 __all__ = ["Library", "Profile", "Sidecar", "read_sidecar", "sidecar_path", "write_sidecar"]

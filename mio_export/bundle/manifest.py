@@ -1,21 +1,18 @@
-"""The bundle ``NAME.mio/``: an encoder, its decode contract, its artifacts and the proof of each, in one folder."""
+"""``manifest.json``: an encoder, its decode contract, its artifacts and what was proved of each."""
 
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from mio_export.errors import GateError, UsageError
-from mio_export.files import sha256_file, write_text
+from mio_export.errors import UsageError
 from mio_export.preprocess import Preprocess
-from mio_export.schema import parse_json
+from mio_export.schema import json_text, strict
 
 SCHEMA_VERSION = 2
-"""Version 2 added ``Proof.further``; version 1 is read as it is."""
+"""Version 2 added ``ParitySummary.further``; version 1 is read as it is."""
 MANIFEST = "manifest.json"
 WEIGHTS = "encoder.safetensors"
 PAGE = "report.html"
@@ -23,7 +20,6 @@ SIGNATURE = "model.sig"
 REPORTS = "parity"
 """Folder of the parity reports and the golden images."""
 LOCK = f"{REPORTS}/.lock"
-_STRICT: dict[str, Any] = {"extra": "forbid"}
 REQUIREMENTS = {
     "rms-error": "max_rms_error",
     "row-error": "max_row_error",
@@ -42,11 +38,10 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Verdict = Literal["proved", "unproven", "refused"]
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class ProjectorSpec:
     """A projection head after the backbone, and how much of what it gives is kept."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     hidden_dim: int
     """Width of the hidden layers."""
@@ -69,11 +64,10 @@ class ProjectorSpec:
             raise UsageError(f"keep must be 1 to {self.output_dim}, the width of the projections; got {self.keep}")
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """What an encoder is, apart from its weights."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     backbone: str
     """Name: one of ours, ``torchvision/NAME`` or ``timm/NAME``."""
@@ -89,22 +83,20 @@ class EncoderSpec:
     """What makes embeddings of the backbone's features; None: they are the features themselves."""
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """What an encoder was trained on."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     num_images: int
     sha256: str
     """Hash of the names and bytes of the training files."""
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How an encoder was trained, and on what."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     recipe: Mapping[str, Any]
     """Every setting, as JSON-ready values."""
@@ -113,22 +105,20 @@ class Training:
     """Metrics of the last epoch."""
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class ReportFile:
     """A parity report of a bundle."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     report: str
     """Path of the parity report, relative to the bundle."""
     report_sha256: str
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
-class Proof:
+class ParitySummary:
     """What was shown of an artifact, and where it is written down."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     verdict: Verdict
     """``unproven``: built where it cannot run; ``mio verify --images`` on the right machine proves or refuses it."""
@@ -146,11 +136,10 @@ class Proof:
         return (ReportFile(report=self.report, report_sha256=self.report_sha256), *self.further)
 
 
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
     """One exported file, and how it is to be run. Rows may share a file: OpenVINO reads the ONNX one."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     file: str
     format: Format
@@ -160,7 +149,7 @@ class Artifact:
     """Files that it needs beside it (external weights, an engine's sidecar) and their sha256."""
     options: Mapping[str, str] = field(default_factory=dict)
     """What its runtime was told when it was proved, and is told whenever it is opened."""
-    parity: Proof
+    parity: ParitySummary
     capability: str | None = None
     """CUDA compute capability that an engine is built for, such as 8.9; None for other formats."""
     opset: int | None = None
@@ -176,12 +165,21 @@ class Artifact:
         if self.capability is not None and not re.fullmatch(r"[0-9]{1,2}\.[0-9]{1,2}", self.capability):
             raise UsageError(f"capability is a number such as 8.9, got {self.capability!r}")
 
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime that runs it."""
+        return runtime_of(self.format)
 
+    @property
+    def verdict(self) -> Verdict:
+        """What parity says of it."""
+        return self.parity.verdict
+
+
+@strict
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The whole of ``manifest.json``."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -210,48 +208,12 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest's text, with its digest."""
         values = json.loads(json.dumps(asdict(self)))
-        return json.dumps({**values, "digest": _digest(values)}, indent=2) + "\n"
+        return json_text({**values, "digest": digest_of(values)})
 
     def common_json(self) -> str:
         """Return what every artifact says of itself, whatever its format: JSON text without names and verdicts."""
         names = ("schema_version", "encoder", "preprocess", "weights_sha256", "space", "max_batch", "training")
         return json.dumps({name: value for name, value in asdict(self).items() if name in names}, sort_keys=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """A bundle on disk."""
-
-    path: Path
-    manifest: Manifest
-
-    def file(self, name: str) -> Path:
-        """Return the path of a file of the bundle.
-
-        Raises:
-            GateError: it lies outside, be it by its name or behind a link, or no file can have the name.
-        """
-        path = self.path / name
-        try:
-            is_inside = path.resolve().is_relative_to(self.path.resolve())
-        except (OSError, ValueError):
-            is_inside = False
-        if not is_inside:
-            raise GateError(f"{str(path)[:300]} lies outside the bundle; export it again")
-        return path
-
-    def artifact(self, format: Format, precision: Precision, *, capability: str | None = None) -> Artifact:
-        """Return the artifact of a format and a precision, and for engines of a compute capability.
-
-        Raises:
-            UsageError: the bundle has none.
-        """
-        wanted = (format, precision, capability)
-        for artifact in self.manifest.artifacts:
-            if (artifact.format, artifact.precision, artifact.capability) == wanted:
-                return artifact
-        held = ", ".join(dict.fromkeys(f"{a.format} {a.precision}" for a in self.manifest.artifacts)) or "none"
-        raise UsageError(f"{self.path} holds no {format} {precision} artifact; it holds: {held}")
 
 
 def check_requirements(required: Mapping[str, float]) -> None:
@@ -277,35 +239,10 @@ def space_fingerprint(*, weights_sha256: str, encoder: EncoderSpec, preprocess: 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """Return the sha256 of a manifest's JSON values, its own ``digest`` left out."""
     values = {name: value for name, value in manifest.items() if name != "digest"}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def load_bundle(path: str | Path) -> Bundle:
-    """Open a bundle; nothing but its manifest is read.
-
-    Raises:
-        UsageError: there is no bundle at ``path``.
-        GateError: its manifest is damaged.
-        MioError: it was written by a newer mio-export.
-    """
-    path = Path(path)
-    try:
-        text = (path / MANIFEST).read_bytes()
-    except FileNotFoundError:
-        raise UsageError(f"{path} is not a bundle (it holds no {MANIFEST}); make one with: mio export") from None
-    except NotADirectoryError:
-        raise UsageError(f"{path} is a file; a bundle is a folder NAME.mio") from None
-    manifest = parse_json(text, Manifest, where=path / MANIFEST, newest=SCHEMA_VERSION)
-    if manifest.digest != _digest(json.loads(text)):
-        raise GateError(f"{path / MANIFEST} is damaged: it was changed after it was written (its digest does not fit)")
-    return Bundle(path=path, manifest=manifest)
-
-
-def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json`` into a bundle's folder."""
-    write_text(folder / MANIFEST, manifest.to_json())
 
 
 def runtime_of(format: Format) -> str:
@@ -322,91 +259,29 @@ def named_files(manifest: Manifest) -> list[tuple[str, str]]:
     return list(dict.fromkeys(named))
 
 
-def unnamed_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Return what else lies in a bundle's folder, relative to it: neither named by the manifest nor ours.
-
-    Ours are its page, its signature, its lock, reports that a later verdict replaced, and what a killed process left;
-    never a link, behind which another file would be written.
-    """
-    named = dict(named_files(manifest))
-    return sorted(
-        name
-        for path in folder.rglob("*")
-        if not path.is_dir() or path.is_symlink()
-        if (name := path.relative_to(folder).as_posix()) not in named and (path.is_symlink() or not _is_ours(name))
-    )
-
-
-def _is_ours(name: str) -> bool:
-    path = PurePosixPath(name)
-    is_report = str(path.parent) == REPORTS and path.suffix == ".json"
-    return name in (MANIFEST, PAGE, SIGNATURE) or is_report or path.name.startswith(".")
-
-
-def broken_files(bundle: Bundle) -> list[str]:
-    """Check every hash of a bundle; return one line for each file that is missing or is not what it was."""
-    manifest = bundle.manifest
-    problems = []
-    for name, sha256 in named_files(manifest):
-        try:
-            problem = _file_problem(bundle.path, name, sha256)
-        except (OSError, ValueError) as error:  # a name that no file can have, or a file that cannot be read
-            problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        if problem is not None:
-            problems.append(f"{name[:200]}: {problem}")
-    space = space_fingerprint(
-        weights_sha256=manifest.weights_sha256, encoder=manifest.encoder, preprocess=manifest.preprocess
-    )
-    if space != manifest.space:
-        problems.append(f"{MANIFEST}: the space fingerprint does not fit the encoder and preprocessing beside it")
-    return problems
-
-
-def copy_bundle(bundle: Bundle, folder: Path) -> None:
-    """Copy what belongs to a bundle, and nothing else, to a folder; every hash is checked before and after.
-
-    Raises:
-        GateError: a file is missing or is not what the manifest says; the copy may be incomplete then.
-    """
-    broken = broken_files(bundle)
-    for name in [] if broken else [MANIFEST, PAGE, SIGNATURE, *dict(named_files(bundle.manifest))]:
-        if name not in (PAGE, SIGNATURE) or bundle.file(name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.file(name), folder / name)
-    if broken := broken or broken_files(load_bundle(folder)):
-        raise GateError("\n     ".join([f"{bundle.path} is not what was proved; nothing is deployed", *broken]))
-
-
-def _file_problem(folder: Path, name: str, sha256: str) -> str | None:
-    file = folder / name
-    if not file.resolve().is_relative_to(folder.resolve()):
-        return "lies outside the bundle"
-    if not file.is_file():
-        return "missing"
-    found = sha256_file(file)
-    return None if found == sha256 else f"sha256 is {found[:12]}…, the manifest says {sha256[:12]}…"
-
-
 __all__ = [
+    "LOCK",
+    "MANIFEST",
+    "PAGE",
+    "REPORTS",
+    "REQUIREMENTS",
+    "SCHEMA_VERSION",
+    "SIGNATURE",
+    "WEIGHTS",
     "Artifact",
-    "Bundle",
     "EncoderSpec",
     "Format",
     "Manifest",
+    "ParitySummary",
     "Precision",
     "ProjectorSpec",
-    "Proof",
     "ReportFile",
     "Training",
     "TrainingData",
     "Verdict",
-    "broken_files",
     "check_requirements",
-    "copy_bundle",
-    "load_bundle",
+    "digest_of",
     "named_files",
     "runtime_of",
-    "save_manifest",
     "space_fingerprint",
-    "unnamed_files",
 ]

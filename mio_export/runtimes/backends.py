@@ -1,0 +1,82 @@
+"""Every backend: what it runs, which package carries it, and how to get that."""
+
+import importlib.util
+from dataclasses import dataclass
+
+from mio_export.bundle import Format, runtime_of
+from mio_export.errors import MissingBackendError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A way to run one format."""
+
+    format: Format | None
+    """The artifact that it takes; None: the encoder's own weights."""
+    opener: str
+    """``module:function`` that opens it; imported only when it is used."""
+    library: str
+    """What computes; see ``devices.resolve_device``."""
+    module: str
+    """What must be importable."""
+    install: str
+    """How to get it."""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its library is there; nothing is imported."""
+        return importlib.util.find_spec(self.module) is not None
+
+
+_TORCH = {"library": "torch", "module": "torch", "install": "pip install torch torchvision"}
+_HERE = "mio_export.runtimes"
+BACKENDS = {
+    "onnxruntime": Backend(
+        format="onnx",
+        opener=f"{_HERE}.onnxruntime:open_onnxruntime",
+        library="onnxruntime",
+        module="onnxruntime",
+        install="pip install onnxruntime",
+    ),
+    "openvino": Backend(
+        format="openvino",
+        opener=f"{_HERE}.openvino:open_openvino",
+        library="openvino",
+        module="openvino",
+        install="pip install 'mio-export[openvino]'",
+    ),
+    "tensorrt": Backend(
+        format="tensorrt",
+        opener=f"{_HERE}.tensorrt:open_tensorrt",
+        library="tensorrt",
+        module="tensorrt",
+        install="pip install tensorrt, from the package index of NVIDIA itself",
+    ),
+    "tensorrt-rtx": Backend(
+        format="tensorrt-rtx",
+        opener=f"{_HERE}.tensorrt:open_tensorrt_rtx",
+        library="tensorrt",
+        module="tensorrt_rtx",
+        install="pip install 'mio-export[tensorrt-rtx]'",
+    ),
+    "pt2": Backend(format="pt2", opener=f"{_HERE}.torch_export:open_pt2", **_TORCH),
+    "torchscript": Backend(format="torchscript", opener=f"{_HERE}.torchscript:open_torchscript", **_TORCH),
+    "torch": Backend(format=None, opener=f"{_HERE}.torch_eager:open_torch", **_TORCH),
+}
+"""Every backend, the one preferred by ``auto`` first."""
+NAMED_ONLY = frozenset({"pt2", "torchscript"})
+"""Backends that are opened only when they are named: their files hold programs, not only weights and a graph."""
+
+
+def check_installed(format: Format) -> None:
+    """Refuse a format whose library is not there.
+
+    Raises:
+        MissingBackendError: with the command that installs it.
+    """
+    backend = BACKENDS[runtime_of(format)]
+    if not backend.is_installed:
+        raise MissingBackendError(f"{format} needs {backend.module}, which is not installed: {backend.install}")
+
+
+__all__ = ["BACKENDS", "NAMED_ONLY", "Backend", "check_installed"]
