@@ -10,6 +10,7 @@ from typing import get_args
 from mio_export.bundle import WEIGHTS, Artifact, Bundle, Format, Precision, load_bundle, runtime_of
 from mio_export.errors import GateError, MissingBackendError, UsageError
 from mio_export.evidence import artifact_problems
+from mio_export.extras import install_command, naming_extras
 from mio_export.files import sha256_file
 from mio_export.onnx_file import check_onnx
 from mio_export.runtimes.base import Runtime
@@ -32,7 +33,7 @@ class Backend:
     """How to get it."""
 
 
-_TORCH = {"library": "torch", "module": "torch", "install": "pip install torch torchvision"}
+_TORCH = {"library": "torch", "module": "torch", "install": install_command("torch")}
 _HERE = "mio_export.runtimes"
 BACKENDS = {
     "onnxruntime": Backend(
@@ -40,28 +41,28 @@ BACKENDS = {
         opener=f"{_HERE}.onnxruntime:open_onnxruntime",
         library="onnxruntime",
         module="onnxruntime",
-        install="pip install onnxruntime",
+        install=install_command("cpu"),
     ),
     "openvino": Backend(
         format="openvino",
         opener=f"{_HERE}.openvino:open_openvino",
         library="openvino",
         module="openvino",
-        install="pip install 'mio-export[openvino]'",
+        install=install_command("openvino"),
     ),
     "tensorrt": Backend(
         format="tensorrt",
         opener=f"{_HERE}.tensorrt:open_tensorrt",
         library="tensorrt",
         module="tensorrt",
-        install="pip install tensorrt, from the package index of NVIDIA itself",
+        install=install_command("tensorrt"),
     ),
     "tensorrt-rtx": Backend(
         format="tensorrt-rtx",
         opener=f"{_HERE}.tensorrt:open_tensorrt_rtx",
         library="tensorrt",
         module="tensorrt_rtx",
-        install="pip install 'mio-export[tensorrt-rtx]'",
+        install=install_command("tensorrt-rtx"),
     ),
     "pt2": Backend(format="pt2", opener=f"{_HERE}.torch_export:open_pt2", **_TORCH),
     "torchscript": Backend(format="torchscript", opener=f"{_HERE}.torchscript:open_torchscript", **_TORCH),
@@ -307,11 +308,13 @@ def open_file(
 
     Raises:
         GateError: it does not load, or is a graph that reads other files than its ``companions``.
+        MissingBackendError: the backend is not installed.
     """
     if BACKENDS[runtime].format in ("onnx", "openvino"):
         check_onnx(path, companions)
     module, function = BACKENDS[runtime].opener.split(":")
-    opened: Runtime = getattr(importlib.import_module(module), function)(
-        path, image_shape=image_shape, embedding_dim=embedding_dim, device=device, options=options or {}
-    )
+    with naming_extras():
+        opened: Runtime = getattr(importlib.import_module(module), function)(
+            path, image_shape=image_shape, embedding_dim=embedding_dim, device=device, options=options or {}
+        )
     return opened
