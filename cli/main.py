@@ -26,6 +26,7 @@ from mio_export.cli import (
     verify,
 )
 from mio_export.errors import Interrupted, MioError
+from mio_export.extras import missing_extra
 from mio_export.terminal import discard_output, printable, printable_lines, reader_is_gone, tolerate_encodings
 
 app = typer.Typer(
@@ -111,6 +112,8 @@ def _report(error: BaseException) -> int:
         return _say(
             "interrupted; what was finished is kept, run it again to go on (train: with --resume)", error.exit_code
         )
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_extra(error) or error
     if isinstance(error, MioError):
         return _say(str(error), error.exit_code)
     if isinstance(error, OSError) and error.strerror:

@@ -34,7 +34,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'mio_export' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    from mio_export.extras import naming_extras
+
+    with naming_extras():
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mio_export.bundle import Bundle, load_bundle
-from mio_export.errors import UsageError
+from mio_export.errors import MissingBackendError, UsageError
+from mio_export.extras import is_installed
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import Choice, Runtime, choose
 from mio_export.runtimes.backends import BACKENDS, NAMED_ONLY
@@ -107,15 +108,15 @@ class BenchResult:
     batch_size: int
     num_rounds: int
     speeds: tuple[Speed, ...]
-    """The encoder in eager PyTorch first, then artifacts in the manifest's order."""
+    """The encoder in eager PyTorch first, if that is installed, then artifacts in the manifest's order."""
     absent: tuple[Absent, ...]
-    """Artifacts that do not run here."""
+    """Artifacts that do not run here, and the encoder itself, if PyTorch is not installed."""
     machine: Machine
 
     @property
-    def eager(self) -> Speed:
-        """The encoder itself, in eager PyTorch."""
-        return self.speeds[0]
+    def eager(self) -> Speed | None:
+        """The encoder itself, in eager PyTorch; None if that is not installed."""
+        return next((speed for speed in self.speeds if speed.contender.verdict == "reference"), None)
 
     @property
     def fastest(self) -> Speed | None:
@@ -137,7 +138,7 @@ class BenchResult:
                 speed.contender.device,
                 f"{speed.images_per_s:,.1f}",
                 f"{speed.low:,.1f} to {speed.high:,.1f}",
-                f"{speed.images_per_s / self.eager.images_per_s:.2f}",
+                f"{speed.images_per_s / self.eager.images_per_s:.2f}" if self.eager else "",
                 speed.contender.verdict,
             ]
             for speed in self.speeds
@@ -154,6 +155,8 @@ class BenchResult:
             return "no proved artifact runs here"
         rivals = [s for s in self.speeds if s.contender.verdict == "proved" and s is not best and not best.leads(s)]
         tie = f"; {', '.join(s.contender.name for s in rivals)} may be as fast" if rivals else ""
+        if self.eager is None:
+            return f"fastest proved: {best.contender.name}, {best.images_per_s:,.1f} images/s{tie}"
         sure = "within the intervals, so no lead"
         if best.leads(self.eager):
             sure = "a lead beyond the intervals"
@@ -199,7 +202,7 @@ def bench(
 
     Raises:
         UsageError: batch size, time, device or a runtime is not allowed, or there is no bundle.
-        MissingBackendError: the device is not there.
+        MissingBackendError: the device is not there, or nothing that runs the bundle is installed.
         GateError: the weights are not the ones that the manifest names.
     """
     if not isinstance(bundle, Bundle):
@@ -209,6 +212,8 @@ def bench(
     images = noise(manifest.preprocess.shape, batch_size)
     with ExitStack() as stack:
         running, absent = _opened(bundle, images, _contenders(bundle, device, runtimes), stack)
+        if not running:
+            raise MissingBackendError("; ".join(dict.fromkeys(contender.reason for contender in absent)))
         works = [embedding_of(runtime, images) for _, runtime in running]
         turn_s = seconds / (_ROUNDS * len(running))
         rates = timed_rounds(works, rounds=_MIN_ROUNDS, seconds=seconds, turn_s=turn_s)
@@ -261,7 +266,7 @@ def _opened(
     contenders: Iterable[tuple[Contender, Callable[[], Choice]]],
     stack: ExitStack,
 ) -> tuple[list[tuple[Contender, Runtime]], list[Absent]]:
-    """Open and warm up whatever runs; the encoder itself must."""
+    """Open and warm up whatever runs; the encoder itself must, where PyTorch is installed."""
     running: list[tuple[Contender, Runtime]] = []
     absent = []
     for contender, choice in contenders:
@@ -270,7 +275,7 @@ def _opened(
             for _ in range(_WARM_UP):
                 runtime.embed(images)
         except Exception as error:
-            if contender.verdict == "reference":
+            if contender.verdict == "reference" and is_installed(_EAGER):
                 raise
             absent.append(Absent(contender=contender, reason=" ".join(str(error).split())[:300]))
         else:
@@ -306,6 +311,8 @@ def _processor(cpuinfo: str) -> tuple[str, tuple[str, ...] | None]:
 
 
 def _gpu() -> str:
+    if not is_installed("torch"):
+        return "that only torch can name"
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "that torch cannot name"

@@ -2,8 +2,10 @@
 
 import functools
 
+from mio_export.extras import install_command
+
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".heics", ".heifs", ".hif"})
-HEIF_HINT = "HEIC needs the extra: pip install 'mio-export[heic]'"
+HEIF_HINT = f"HEIC needs the extra: {install_command('heic')}"
 
 _FIRST = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Tried first, as they are the most frequent; each begins with bytes of its own."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from mio_export.bundle import LOCK, SIGNATURE, load_bundle
 from mio_export.errors import GateError, MioError, MissingBackendError, UsageError
+from mio_export.extras import install_command
 from mio_export.files import write_text
 from mio_export.parity import verify
 
@@ -101,7 +102,7 @@ def _library(module: str) -> Any:
     try:
         return importlib.import_module(f"model_signing.{module}")
     except ImportError:
-        raise MissingBackendError("model-signing is not installed: pip install 'mio-export[signing]'") from None
+        raise MissingBackendError(f"model-signing is not installed: {install_command('signing')}") from None
 
 
 def _hashing(ignored: Sequence[str]) -> Any:

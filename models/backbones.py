@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from mio_export.errors import MissingBackendError, UsageError
+from mio_export.extras import install_command
 from mio_export.models.small_net import SmallNet
 from mio_export.preprocess import Interpolation
 
@@ -143,10 +144,10 @@ def _timm(name: str, channels: int, stem: Stem, *, asked: bool) -> Backbone:
         from timm.data.config import resolve_model_data_config
     except ImportError:
         if asked:
-            raise MissingBackendError("timm is not installed: pip install 'mio-export[timm]'") from None
+            raise MissingBackendError(f"timm is not installed: {install_command('timm')}") from None
         raise UsageError(
             f"torchvision has no model {name!r}{_nearest(name, _torchvision_names())};"
-            " timm's names need: pip install 'mio-export[timm]'"
+            f" timm's names need: {install_command('timm')}"
         ) from None
     if not timm.is_model(name):
         names = [*_torchvision_names(), *timm.list_models()]

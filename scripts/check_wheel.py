@@ -48,7 +48,7 @@ def main() -> None:
             path.name for path in site.iterdir() if not path.name.endswith(".dist-info") and path.name[0] != "_"
         )
         assert found == ["mio_export"], found
-        run(*install, "--constraint", ROOT / "constraints.txt", wheel, cwd=folder)
+        run(*install, "--constraint", ROOT / "constraints.txt", f"{wheel}[all]", cwd=folder)
         mio = environment / "bin" / "mio"
         (example,) = re.findall(r"Example:  mio (.*)", run(mio, "quickstart", "--help", cwd=folder))
         start = time.monotonic()

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {
         "errors",
+        "extras",
         "files",
         "claims",
         "decoding",

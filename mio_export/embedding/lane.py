@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 
 from mio_export.embedding.computing import embed_carefully
+from mio_export.extras import is_installed
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import Runtime
 from mio_export.runtimes.base import Embeddings
@@ -79,7 +80,9 @@ class Lane:
 
 
 def _page_locked(shape: tuple[int, ...]) -> Pixels:
-    """Return memory that a GPU can read by itself, if PyTorch can reserve it."""
+    """Return memory that a GPU can read by itself, if PyTorch is there and can reserve it."""
+    if not is_installed("torch"):
+        return np.empty(shape, np.uint8)
     import torch
 
     return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy()

@@ -25,6 +25,7 @@ from mio_export.embedding.options import EmbedOptions
 from mio_export.embedding.pipeline import Embedded, Embedder, StageTimer
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import MioError, MissingBackendError, SpaceError, UsageError
+from mio_export.extras import install_command
 from mio_export.progress import Task
 from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import limit_threads, num_threads
@@ -51,7 +52,7 @@ def check_engine(name: str, *, address: str | None, cache: object) -> None:
     if name == "ray" and cache is not None:
         raise UsageError("--cache is a file of one machine, which --engine ray does not use; leave one of them out")
     if name == "ray" and any(importlib.util.find_spec(module) is None for module in ("ray", "pandas")):
-        raise MissingBackendError("--engine ray needs Ray Data, which is not installed: pip install 'mio-export[ray]'")
+        raise MissingBackendError(f"--engine ray needs Ray Data, which is not installed: {install_command('ray')}")
 
 
 def embedded_by_ray(

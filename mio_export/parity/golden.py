@@ -4,14 +4,14 @@ import functools
 import hashlib
 import io
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from mio_export.errors import GateError, MissingBackendError
+from mio_export.errors import GateError
 from mio_export.preprocess import Pixels, Preprocess
 
 GOLDEN = "parity/golden.safetensors"
@@ -94,13 +94,7 @@ def golden_sha256(pixels: Mapping[str, Pixels]) -> str:
 
 
 def _sample_photo(name: str) -> Pixels:
-    """Read a photo that scikit-learn ships, without importing it, which takes more than a second."""
-    found = find_spec("sklearn")
-    if found is None or not found.submodule_search_locations:
-        raise MissingBackendError(
-            "scikit-learn is not installed, which ships the golden images: pip install scikit-learn"
-        )
-    with Image.open(Path(found.submodule_search_locations[0]) / "datasets" / "images" / name) as photo:
+    with (files("mio_export.parity") / "photos" / name).open("rb") as file, Image.open(file) as photo:
         return np.asarray(photo)
 
 

@@ -1,10 +1,10 @@
 """Every backend: what it runs, which package carries it, and how to get that."""
 
-import importlib.util
 from dataclasses import dataclass
 
 from mio_export.bundle import Format, runtime_of
 from mio_export.errors import MissingBackendError
+from mio_export.extras import install_command, is_installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,10 @@ class Backend:
     @property
     def is_installed(self) -> bool:
         """Whether its library is there; nothing is imported."""
-        return importlib.util.find_spec(self.module) is not None
+        return is_installed(self.module)
 
 
-_TORCH = {"library": "torch", "module": "torch", "install": "pip install torch torchvision"}
+_TORCH = {"library": "torch", "module": "torch", "install": install_command("torch")}
 _HERE = "mio_export.runtimes"
 BACKENDS = {
     "onnxruntime": Backend(
@@ -36,28 +36,28 @@ BACKENDS = {
         opener=f"{_HERE}.onnxruntime:open_onnxruntime",
         library="onnxruntime",
         module="onnxruntime",
-        install="pip install onnxruntime",
+        install=install_command("cpu"),
     ),
     "openvino": Backend(
         format="openvino",
         opener=f"{_HERE}.openvino:open_openvino",
         library="openvino",
         module="openvino",
-        install="pip install 'mio-export[openvino]'",
+        install=install_command("openvino"),
     ),
     "tensorrt": Backend(
         format="tensorrt",
         opener=f"{_HERE}.tensorrt:open_tensorrt",
         library="tensorrt",
         module="tensorrt",
-        install="pip install tensorrt, from the package index of NVIDIA itself",
+        install=install_command("tensorrt"),
     ),
     "tensorrt-rtx": Backend(
         format="tensorrt-rtx",
         opener=f"{_HERE}.tensorrt:open_tensorrt_rtx",
         library="tensorrt",
         module="tensorrt_rtx",
-        install="pip install 'mio-export[tensorrt-rtx]'",
+        install=install_command("tensorrt-rtx"),
     ),
     "pt2": Backend(format="pt2", opener=f"{_HERE}.torch_export:open_pt2", **_TORCH),
     "torchscript": Backend(format="torchscript", opener=f"{_HERE}.torchscript:open_torchscript", **_TORCH),

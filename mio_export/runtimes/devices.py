@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mio_export.errors import MissingBackendError, UsageError
+from mio_export.extras import is_installed
 
 _limit: float = math.inf
 _DEVICES = {
@@ -51,6 +52,8 @@ def library_has_cuda(library: str) -> bool:
         return False
     if library == "tensorrt":
         return True
+    if not is_installed(library):
+        return False
     if library == "torch":
         import torch
 

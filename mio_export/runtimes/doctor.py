@@ -6,6 +6,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from mio_export.extras import install_command, is_installed
 from mio_export.runtimes.backends import BACKENDS, Backend
 from mio_export.runtimes.devices import has_cuda, library_has_cuda, num_threads
 
@@ -46,17 +47,15 @@ def diagnose() -> list[Finding]:
             detail="visible to the driver" if has_cuda() else "none",
             remedy="" if has_cuda() else "not needed; with an NVIDIA GPU, install its driver",
         ),
-        *(_cuda_build(library) for library in ("torch", "onnxruntime") if has_cuda()),
+        *(_cuda_build(library) for library in ("torch", "onnxruntime") if has_cuda() and is_installed(library)),
         *(_runtime(name, backend) for name, backend in BACKENDS.items()),
-        _package("extra timm", ("timm",), "timm", "pip install 'mio-export[timm]'", "timm's backbones"),
-        _package(
-            "extra heic", ("pillow-heif",), "pillow_heif", "pip install 'mio-export[heic]'", "HEIC and HEIF images"
-        ),
+        _package("extra timm", ("timm",), "timm", install_command("timm"), "timm's backbones"),
+        _package("extra heic", ("pillow-heif",), "pillow_heif", install_command("heic"), "HEIC and HEIF images"),
         _package(
             "extra signing",
             ("model-signing",),
             "model_signing",
-            "pip install 'mio-export[signing]'",
+            install_command("signing"),
             "signatures of bundles",
         ),
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.errors import GateError, MissingBackendError, UsageError
+from mio_export.extras import install_command
 from mio_export.preprocess import Pixels
 from mio_export.runtimes.base import Embeddings, Runtime
 from mio_export.runtimes.devices import num_threads
@@ -69,7 +70,7 @@ def open_session(model: str | bytes, *, name: str, device: str, options: Mapping
     try:
         import onnxruntime
     except ImportError:
-        raise MissingBackendError("ONNX Runtime is not installed: pip install onnxruntime") from None
+        raise MissingBackendError(f"ONNX Runtime is not installed: {install_command('cpu')}") from None
     onnxruntime.set_default_logger_severity(_FATAL)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = num_threads()
@@ -96,7 +97,7 @@ def _providers(onnxruntime: Any, device: str) -> list[Any]:
     if device not in _PROVIDERS:
         raise UsageError(f"ONNX Runtime runs on {', '.join(_PROVIDERS)}, got {device!r}")
     if _PROVIDERS[device] not in onnxruntime.get_available_providers():
-        raise MissingBackendError(f"this ONNX Runtime has no {_PROVIDERS[device]}: pip install onnxruntime-gpu")
+        raise MissingBackendError(f"this ONNX Runtime has no {_PROVIDERS[device]}: {install_command('gpu')}")
     if device == "cpu":
         return [_PROVIDERS["cpu"]]
     onnxruntime.preload_dlls()

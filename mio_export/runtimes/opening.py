@@ -8,6 +8,7 @@ from typing import Self
 
 from mio_export.bundle import Bundle, load_bundle
 from mio_export.errors import GateError
+from mio_export.extras import naming_extras
 from mio_export.files import sha256_file
 from mio_export.onnx_file import check_onnx
 from mio_export.runtimes.backends import BACKENDS
@@ -121,13 +122,15 @@ def open_file(
 
     Raises:
         GateError: it does not load, or is a graph that reads other files than its ``companions``.
+        MissingBackendError: the backend is not installed.
     """
     if BACKENDS[runtime].format in ("onnx", "openvino"):
         check_onnx(path, companions)
     module, function = BACKENDS[runtime].opener.split(":")
-    opened: Runtime = getattr(importlib.import_module(module), function)(
-        path, image_shape=image_shape, embedding_dim=embedding_dim, device=device, options=options or {}
-    )
+    with naming_extras():
+        opened: Runtime = getattr(importlib.import_module(module), function)(
+            path, image_shape=image_shape, embedding_dim=embedding_dim, device=device, options=options or {}
+        )
     return opened
 
 

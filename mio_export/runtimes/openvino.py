@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.errors import GateError, MissingBackendError
+from mio_export.extras import install_command
 from mio_export.preprocess import Pixels
 from mio_export.runtimes.base import Embeddings, Runtime
 from mio_export.runtimes.devices import num_threads
@@ -46,7 +47,7 @@ def open_openvino(
     try:
         import openvino
     except ImportError:
-        raise MissingBackendError("OpenVINO is not installed: pip install 'mio-export[openvino]'") from None
+        raise MissingBackendError(f"OpenVINO is not installed: {install_command('openvino')}") from None
     if device != "cpu":
         raise MissingBackendError(f"OpenVINO runs on the CPU here, got device {device!r}")
     settings = {"INFERENCE_NUM_THREADS": num_threads(), "PERFORMANCE_HINT": "LATENCY", **options}

@@ -9,6 +9,7 @@ from typing import Any
 
 from mio_export.bundle.sidecar import Library, Sidecar, read_sidecar
 from mio_export.errors import GateError, MioError, MissingBackendError, UsageError
+from mio_export.extras import install_command
 from mio_export.files import sha256_file
 from mio_export.preprocess import Pixels
 from mio_export.runtimes.base import Embeddings, Runtime
@@ -20,8 +21,8 @@ _DISTRIBUTIONS: dict[Library, tuple[str, ...]] = {
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
 }
 REMEDIES: dict[Library, str] = {
-    "tensorrt": "pip install tensorrt, from the package index of NVIDIA itself",
-    "tensorrt-rtx": "pip install 'mio-export[tensorrt-rtx]'",
+    "tensorrt": install_command("tensorrt"),
+    "tensorrt-rtx": install_command("tensorrt-rtx"),
 }
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 

@@ -22,9 +22,7 @@ from mio_export.serving.protocol import model_name
 
 _SETTINGS = "container.json"
 """What a folder was written with; where it lies, the folder is ours."""
-_SERVER = (
-    "grpcio httptools numpy onnx pillow prometheus-client protobuf pyarrow pydantic starlette typer urllib3 uvicorn"
-)
+_SERVER = "grpcio httptools numpy pillow prometheus-client protobuf pyarrow pydantic starlette typer urllib3 uvicorn"
 _WITHOUT_TORCH = ("onnxruntime", "openvino")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._:/@-]{0,254}")
 

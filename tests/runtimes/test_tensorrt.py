@@ -184,7 +184,7 @@ def test_tensorrt_builds_for_no_gpu_but_this_machines(tmp_path):
 def test_a_missing_library_is_named_with_its_command():
     from mio_export.runtimes.tensorrt import load_library
 
-    with pytest.raises(MissingBackendError, match="TensorRT is not installed: pip install tensorrt, from"):
+    with pytest.raises(MissingBackendError, match=r"TensorRT is not installed: pip install 'mio-export\[tensorrt\]'"):
         load_library("tensorrt")
 
 
