@@ -1,9 +1,13 @@
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import mio_export
+from mio_export import errors
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
@@ -127,11 +131,69 @@ def test_importing_it_loads_nothing_heavy(statement):
     assert heavy & set(loaded) == set()
 
 
-def test_public_names_are_these():
-    import mio_export
+PUBLIC = [
+    "GateError",
+    "MINCLoss",
+    "MIOLoss",
+    "MioError",
+    "MissingBackendError",
+    "OutOfMemoryError",
+    "Preprocess",
+    "RemoteEncoder",
+    "SpaceError",
+    "SpectralContrastiveLoss",
+    "UsageError",
+    "answer",
+    "bench",
+    "embed",
+    "evaluate",
+    "export",
+    "load_bundle",
+    "load_embeddings",
+    "load_encoder",
+    "load_images",
+    "merge",
+    "open_data",
+    "open_runtime",
+    "search",
+    "train",
+    "verify",
+    "write_gallery",
+    "write_layout",
+]
 
-    assert mio_export.__all__ == ["embed", "export", "load_embeddings", "load_encoder", "open_runtime", "verify"]
-    for name in mio_export.__all__:
-        assert callable(getattr(mio_export, name))
+
+def test_public_names_are_these():
+    assert mio_export.__all__ == PUBLIC
+    for name in PUBLIC:
+        assert callable(getattr(mio_export, name)), name
+        assert name == "train" or getattr(mio_export, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = mio_export.nothing
+
+
+def test_the_whole_tree_of_errors_is_public():
+    tree = [errors.MioError]
+    for error in tree:
+        tree += error.__subclasses__()
+    assert {error.__name__ for error in tree if error.__module__ == errors.__name__} <= {*PUBLIC}
+
+
+@pytest.mark.parametrize("first", ["", "import mio_export.train; ", "from mio_export import evaluate; "])
+def test_train_is_a_package_that_can_be_called(first):
+    code = f"{first}from mio_export import MioError, train; import mio_export; assert train is mio_export.train; "
+    code += "from mio_export.train import Recipe\ntry: train('none.yaml', '.', '.')\nexcept MioError: print('told')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "told\n", done.stderr
+
+
+def test_the_docs_use_public_names_only():
+    found = set()
+    for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "mio_export").rglob("*.json")):
+        text = path.read_text()
+        for module, names in re.findall(r"from (mio_export[\w.]*) import ([\w, ]+)", text):
+            assert module == "mio_export", f"{path}: from {module} import {names}"
+            found |= {name.strip() for name in names.split(",")}
+        found |= set(re.findall(r"`mio_export\.(\w[\w.]*)", text))
+    assert len(found) > 15
+    assert found <= {*PUBLIC}

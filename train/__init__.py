@@ -1,4 +1,8 @@
-"""Training and evaluation."""
+"""Training and evaluation; ``mio_export.train(...)`` is ``mio_export.train.train(...)``."""
+
+import sys
+from types import ModuleType
+from typing import Any
 
 from mio_export.train.evaluation import evaluate
 from mio_export.train.plan import Plan
@@ -25,3 +29,13 @@ __all__ = [
     "train",
     "train_seeds",
 ]
+
+
+class _Callable(ModuleType):
+    """Python sets ``mio_export.train`` to this package when it is imported, so the package has to be the function."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> TrainResult:
+        return train(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

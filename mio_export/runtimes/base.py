@@ -1,16 +1,20 @@
 """What every backend has in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from mio_export.decoding import Decoder
 from mio_export.errors import UsageError
-from mio_export.preprocess import Pixels
+from mio_export.preprocess import Pixels, Preprocess
+from mio_export.runtimes.image_files import ImageFile, embed_image_files, numbered
 
 Embeddings = npt.NDArray[np.float32]
+_BATCH_SIZE = 32
 
 
 class Runtime(ABC):
@@ -19,6 +23,11 @@ class Runtime(ABC):
     A new backend is one file: a subclass with ``_run`` and a function that opens it, and one line in
     ``runtimes.BACKENDS``.
     """
+
+    preprocess: Preprocess | None = None
+    """The contract of its bundle; None for an artifact that was opened without one."""
+    max_batch: int = 1
+    """The largest batch that the artifact was proved at."""
 
     def __init__(self, *, image_shape: tuple[int, int, int], embedding_dim: int, device: str) -> None:
         self.image_shape = image_shape
@@ -43,6 +52,27 @@ class Runtime(ABC):
                 f"images must be uint8 of shape (N, {height}, {width}, {channels}), got {images.dtype} {images.shape}"
             )
         return self._run(np.require(images, requirements=["C", "W"]))
+
+    def embed_files(self, files: Sequence[ImageFile]) -> tuple[Embeddings, list[str | None]]:
+        """Embed image files, decoded in full under the bundle's contract, as ``mio embed`` decodes them.
+
+            vectors, errors = runtime.embed_files(["cat.jpg", "dog.png"])
+
+        Args:
+            files: paths, or the whole bytes of each; any type that ``Preprocess`` takes, one or more.
+
+        Returns:
+            float32, shape (N, D), NaN where an image failed; and the reason of each, None where it did not.
+
+        Raises:
+            UsageError: there is no file, or the artifact was opened without its bundle.
+            OutOfMemoryError: there is not enough memory to decode a file.
+        """
+        if self.preprocess is None:
+            raise UsageError("the artifact was opened without its bundle, which says how files are decoded")
+        with Decoder(self.preprocess) as decoder:
+            vectors, reasons = embed_image_files(self, files, decoder, batch_size=min(_BATCH_SIZE, self.max_batch))
+        return vectors, numbered(reasons)
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Whether the artifact itself, without the check above, takes uint8 zeros of a shape."""

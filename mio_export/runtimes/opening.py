@@ -59,7 +59,8 @@ def open_runtime(
     """Open a backend on a bundle.
 
         with open_runtime("encoder.mio", "onnxruntime") as runtime:
-            embeddings = runtime.embed(images)  # uint8 (N, H, W, C) to float32 (N, D)
+            vectors, errors = runtime.embed_files(["cat.jpg", "dog.png"])  # float32 (N, D), a reason or None each
+            vectors = runtime.embed(images)  # uint8 (N, H, W, C), as the bundle's contract decodes them
 
     Args:
         bundle: a bundle or its path.
@@ -97,7 +98,7 @@ def open_choice(bundle: Bundle, choice: Choice, *, checked: set[str] | None = No
             raise GateError(f"{path} is not the file that was proved (its sha256 differs); export it again")
         checked.add(name)
     check_evidence(bundle, choice)
-    return open_file(
+    runtime = open_file(
         choice.runtime,
         bundle.path if BACKENDS[choice.runtime].format is None else bundle.path / choice.file,
         image_shape=bundle.manifest.preprocess.shape,
@@ -106,6 +107,8 @@ def open_choice(bundle: Bundle, choice: Choice, *, checked: set[str] | None = No
         options=choice.options,
         companions=choice.companions,
     )
+    runtime.preprocess, runtime.max_batch = bundle.manifest.preprocess, bundle.manifest.max_batch
+    return runtime
 
 
 def open_file(

@@ -8,15 +8,14 @@ import numpy.typing as npt
 
 from mio_export.bundle import Bundle, load_bundle
 from mio_export.decoding import Decoder
-from mio_export.errors import MioError, MissingBackendError, OutOfMemoryError, SpaceError, UsageError
-from mio_export.preprocess import DecodeError, Pixels
+from mio_export.errors import MioError, MissingBackendError, SpaceError, UsageError
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
 from mio_export.runtimes.backends import NAMED_ONLY
 from mio_export.runtimes.devices import has_cuda
+from mio_export.runtimes.image_files import embed_image_files
 from mio_export.runtimes.opening import open_choice
 from mio_export.runtimes.selection import choice_of
-from mio_export.sources import read_file
 from mio_export.store import StoreInfo
 
 
@@ -61,14 +60,18 @@ def embed_images(
     opened = load_bundle(bundle)
     _check_runtime(runtime, info, out)
     choice = _choice_of_store(opened, info, out)
-    with Decoder(opened.manifest.preprocess, scaled=info.decode == "scaled") as decoder:
-        pixels = [_decode(path, decoder) for path in images]
     if choice.device != info.device:
         progress.line(f"{info.device} is not here: the same artifact embeds the query on {choice.device}")
-    size = info.batch_size
-    with open_choice(opened, choice) as session:
-        batches = [session.embed(np.stack(pixels[start : start + size])) for start in range(0, len(pixels), size)]
-    return np.concatenate(batches)
+    with (
+        open_choice(opened, choice) as session,
+        Decoder(opened.manifest.preprocess, scaled=info.decode == "scaled") as decoder,
+    ):
+        vectors, reasons = embed_image_files(session, images, decoder, batch_size=info.batch_size)
+    for path, reason in zip(images, reasons, strict=True):
+        if reason is not None:
+            problem = reason if reason.startswith("cannot be read: ") else f"cannot be decoded: {reason}"
+            raise MioError(f"{path} {problem}; give an image file")
+    return vectors
 
 
 def _check_runtime(runtime: str, info: StoreInfo, out: Path) -> None:
@@ -108,19 +111,6 @@ def _choice_on(bundle: Bundle, info: StoreInfo, device: str) -> Choice | None:
         runtime=info.runtime, precision=info.precision, sha256=info.artifact_sha256, verdict="proved"
     )
     return choice_of(rows[0], device=device) if rows else None
-
-
-def _decode(path: Path, decoder: Decoder) -> Pixels:
-    try:
-        return decoder.decode(read_file(path, decoder.limits.max_file_bytes)[0])
-    except OSError as error:
-        raise MioError(f"{path} cannot be read: {error.strerror or error}; give an image file") from None
-    except DecodeError as error:
-        raise MioError(f"{path} cannot be decoded: {error}; give an image file") from None
-    except MemoryError as error:
-        raise OutOfMemoryError(
-            f"there is not enough memory to decode {path}; free memory, then run it again"
-        ) from error
 
 
 __all__ = ["bundle_of", "embed_images"]

@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from mio_export.errors import MioError, SpaceError, UsageError
+from mio_export.limits import Limits
 from mio_export.preprocess import Pixels
 from mio_export.runtimes.base import Embeddings, Runtime
+from mio_export.runtimes.image_files import ImageFile, cannot_be_read, check_files, content_of
 from mio_export.secrets import without_secrets
 from mio_export.serving.protocol import EMBEDDING, ERROR, PIXELS, RequestError, model_name, pack, unpack
 from mio_export.serving.transports import MOST_BYTES, GrpcTransport, HttpTransport
@@ -33,7 +35,7 @@ class RemoteEncoder(Runtime):
 
         with RemoteEncoder("http://127.0.0.1:8000/encoder") as encoder:
             vectors = encoder.embed(images)  # uint8 (N, H, W, C) to float32 (N, D), any N
-            vectors, errors = encoder.embed_files([path.read_bytes() for path in paths])
+            vectors, errors = encoder.embed_files(["cat.jpg", "dog.png"])
 
     Args:
         url: ``http://HOST:PORT/NAME`` or ``grpc://HOST:PORT/NAME``, as ``mio serve`` prints them; ``https`` and
@@ -73,11 +75,11 @@ class RemoteEncoder(Runtime):
         self.space = self.parameters["space"]
         super().__init__(image_shape=shape, embedding_dim=dim, device="server")
 
-    def embed_files(self, files: Sequence[bytes]) -> tuple[Embeddings, list[str | None]]:
-        """Embed encoded images, which the server decodes under its bundle's contract.
+    def embed_files(self, files: Sequence[ImageFile]) -> tuple[Embeddings, list[str | None]]:
+        """Embed image files, which the server decodes under its bundle's contract.
 
         Args:
-            files: the whole bytes of each, any type that ``Preprocess`` takes, one or more.
+            files: paths here, or the whole bytes of each; any type that ``Preprocess`` takes, one or more.
 
         Returns:
             float32, shape (N, D), NaN where an image failed; and the reason of each, None where it did not.
@@ -85,10 +87,11 @@ class RemoteEncoder(Runtime):
         Raises:
             MioError: the server cannot be reached or refused a batch as a whole.
         """
-        if not files:
-            raise UsageError("there is no image to embed")
-        requests = (([len(part), 1], pack(part)) for part in _batches(files, self.max_batch))
-        return self._sent(self._name, "BYTES", requests)
+        check_files(files)
+        unread: dict[int, str] = {}
+        requests = (([len(part), 1], pack(part)) for part in _batches(_contents(files, unread), self.max_batch))
+        vectors, errors = self._sent(self._name, "BYTES", requests)
+        return vectors, [f"image {n}: {unread[n]}" if n in unread else error for n, error in enumerate(errors)]
 
     def _run(self, images: Pixels) -> Embeddings:
         parts = (images[start : start + self.max_batch] for start in range(0, len(images), self.max_batch))
@@ -148,7 +151,17 @@ class RemoteEncoder(Runtime):
         raise AssertionError("the last call returns or raises")
 
 
-def _batches(files: Sequence[bytes], most: int) -> Iterator[list[bytes]]:
+def _contents(files: Sequence[ImageFile], unread: dict[int, str]) -> Iterator[bytes]:
+    """Yield the bytes of each file; one that cannot be read is noted, and sent as none, which the server refuses."""
+    for number, file in enumerate(files):
+        try:
+            content = content_of(file, Limits().max_file_bytes)
+        except OSError as error:
+            unread[number], content = cannot_be_read(error), b""
+        yield content
+
+
+def _batches(files: Iterable[bytes], most: int) -> Iterator[list[bytes]]:
     batch: list[bytes] = []
     num_bytes = 0
     for file in files:

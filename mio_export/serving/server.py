@@ -102,8 +102,8 @@ class Server:
                 f"  gRPC      {grpc}",
                 f"  metrics   {http}/metrics, documentation {http}/docs",
                 "call it:",
-                '  python -c "from mio_export.serving import RemoteEncoder;'
-                f" print(RemoteEncoder('{http}/{self.name}').embed_files([open('photo.jpg', 'rb').read()]))\"",
+                '  python -c "from mio_export import RemoteEncoder;'
+                f" print(RemoteEncoder('{http}/{self.name}').embed_files(['photo.jpg']))\"",
                 f"  base64 < photo.jpg | tr -d '\\n' | jq -Rs '{{model: \"{self.name}\", input: .}}'"
                 f" | curl {key}-d @- {http}/v1/embeddings",
             ]

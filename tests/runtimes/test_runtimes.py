@@ -2,12 +2,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mio_export.runtimes.opening import open_file
 
-from mio_export.errors import GateError, MissingBackendError, UsageError
-from mio_export.runtimes import choose, open_runtime
+from mio_export import GateError, MissingBackendError, UsageError, embed, load_embeddings, open_runtime
+from mio_export.runtimes import choose
 from mio_export.runtimes.devices import has_cuda, num_threads
 
 
@@ -30,6 +32,70 @@ def test_another_dtype_or_shape_is_refused(bundle, images, name):
         for wrong in (images.astype(np.float32), images[:, :16], images[..., :1], images[0], images[:0]):
             with pytest.raises(UsageError, match=re.escape("images must be uint8 of shape (N, 32, 32, 3)")):
                 runtime.embed(wrong)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
+def test_files_become_the_vectors_of_embed_and_the_others_say_why_not(bundle, photos, tmp_path, name):
+    embed(bundle.path, photos, tmp_path / "store", runtime=name, decode="full")
+    store = load_embeddings(tmp_path / "store")
+    paths = [photos / key for key in store.keys] * 2
+    bad = [tmp_path / "nowhere.jpg", b"", paths[0].read_bytes()[:200], b"text", "a\0b"]
+    files = [*map(str, paths[:40]), *bad, *(path.read_bytes() for path in paths[40:])]
+    with open_runtime(bundle, name) as runtime:
+        vectors, errors = runtime.embed_files(files)
+    assert (vectors.dtype, vectors.shape) == (np.float32, (len(files), 256))
+    assert [number for number, error in enumerate(errors) if error] == [40, 41, 42, 43, 44]
+    assert errors[40:42] == [
+        "image 40: cannot be read: No such file or directory",
+        "image 41: the file is empty",
+    ]
+    assert errors[43:45] == [
+        "image 43: not an image that Pillow can read",
+        "image 44: cannot be read: embedded null byte",
+    ]
+    assert np.isnan(vectors[40:45]).all()
+    np.testing.assert_allclose(
+        np.delete(vectors, range(40, 45), axis=0), np.tile(store.vectors, (2, 1)), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_files_must_be_a_list_and_need_the_contract(bundle, photos):
+    path = str(next(photos.rglob("*.*")))
+    with open_runtime(bundle) as runtime:
+        for one in (path, path.encode()):
+            with pytest.raises(UsageError, match=r"files must be a list of paths or bytes, got one (str|bytes)$"):
+                runtime.embed_files(one)
+        with pytest.raises(UsageError, match="there is no image to embed"):
+            runtime.embed_files([])
+    graph = bundle.path / "encoder.onnx"
+    with (
+        open_file("onnxruntime", graph, image_shape=(32, 32, 3), embedding_dim=256) as runtime,
+        pytest.raises(UsageError, match="opened without its bundle"),
+    ):
+        runtime.embed_files([path])
+
+
+def test_files_are_embedded_in_batches_that_were_proved(bundle, photos, monkeypatch):
+    path = next(photos.rglob("*.*"))
+    with open_runtime(bundle, "onnxruntime") as runtime:
+        sizes, embed_images = [], runtime.embed
+        monkeypatch.setattr(runtime, "embed", lambda images: sizes.append(len(images)) or embed_images(images))
+        runtime.max_batch = 4
+        runtime.embed_files([path] * 6 + [b""] * 4)
+    assert sizes == [4, 2]
+
+
+def test_the_readmes_python_runs_as_it_stands(bundle, photos, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second, *_ = sorted(photos.rglob("*.*"))
+    for link, target in (("encoder.mio", bundle.path), ("photos", photos), ("cat.jpg", first), ("dog.png", second)):
+        (tmp_path / link).symlink_to(target)
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    values = {"images": images}
+    for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
+        exec(block, values)
+    assert values["errors"] == [None, None]
+    assert values["vectors"].shape == (5, 256)
 
 
 def test_views_with_strides_are_taken(bundle, encoder, images):

@@ -78,6 +78,23 @@ def test_a_bad_image_answers_for_itself_and_its_neighbours_are_untouched(server,
     assert cosine(vectors[[0, 32, 35]], expected) >= 0.999999
 
 
+@BOTH
+def test_a_local_runtime_and_the_client_answer_alike(server, bundle, photo_crops, tmp_path, protocol):
+    (tmp_path / "good.jpg").write_bytes(jpegs(photo_crops, 1)[0])
+    files = [tmp_path / "good.jpg", str(tmp_path / "nowhere.jpg"), b"", b"text", *jpegs(photo_crops, 33)]
+    with RemoteEncoder(getattr(server, protocol)) as encoder, open_runtime(bundle, "onnxruntime") as runtime:
+        (a, said), (b, found) = encoder.embed_files(files), runtime.embed_files(files)
+        for one in ("good.jpg", b"good"):
+            with pytest.raises(UsageError, match="files must be a list"):
+                encoder.embed_files(one)
+    assert said == found
+    assert said[:2] == [None, "image 1: cannot be read: No such file or directory"]
+    assert np.isnan(a[1:4]).all()
+    assert np.isnan(b[1:4]).all()
+    is_good = [error is None for error in said]
+    assert cosine(a[is_good], b[is_good]) >= 0.99999
+
+
 def test_files_that_are_long_together_go_in_several_requests(server, photo_crops):
     buffer = io.BytesIO()
     photo_crops[0].resize((2600, 2600)).save(buffer, "BMP")  # 20 MB

@@ -33,7 +33,7 @@ class ImageSet:
 def load_images(
     part: Part,
     preprocess: Preprocess,
-    progress: Progress,
+    progress: Progress | None = None,
     *,
     scratch: Path | None = None,
     memory_bytes: int | None = None,
@@ -43,7 +43,7 @@ def load_images(
     Args:
         part: the images.
         preprocess: their contract; its mean and deviation play no role.
-        progress: is told how far the work is.
+        progress: is told how far the work is; None: nobody is.
         scratch: a folder for images that need more memory than they may have; a later call with the same images finds
             them there and decodes nothing.
         memory_bytes: the most that they may have in memory; None means half of what is free.
@@ -52,7 +52,7 @@ def load_images(
         MioError: no image can be read.
         UsageError: the images fit neither into memory nor into ``scratch``.
     """
-    shape = (len(part), *preprocess.shape)
+    progress, shape = progress or Progress(), (len(part), *preprocess.shape)
     needed = int(np.prod(shape))
     allowed = _half_of_free_bytes() if memory_bytes is None else memory_bytes
     if allowed is None or needed <= allowed:
