@@ -90,7 +90,7 @@ def test_the_readmes_python_runs_as_it_stands(bundle, photos, images, tmp_path, 
     first, second, *_ = sorted(photos.rglob("*.*"))
     for link, target in (("encoder.mio", bundle.path), ("photos", photos), ("cat.jpg", first), ("dog.png", second)):
         (tmp_path / link).symlink_to(target)
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     values = {"images": images}
     for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
         exec(block, values)
