@@ -63,8 +63,9 @@ class Cache:
             self._connection.executemany("INSERT OR IGNORE INTO vectors VALUES (?, ?)", rows)
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._connection.close()
+        """Let go of the file, when no thread reads it: SQLite crashes if it is closed meanwhile."""
+        with self._lock:
+            self._connection.close()
 
     def _checked(self, kept: object) -> Vector:
         if isinstance(kept, bytes) and len(kept) == 4 * self._width:
