@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mio_export.bundle import Bundle, load_bundle
-from mio_export.errors import UsageError
+from mio_export.errors import UsageError, one_line
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import Choice, Runtime, choose
 from mio_export.runtimes.backends import BACKENDS, NAMED_ONLY
@@ -272,7 +272,7 @@ def _opened(
         except Exception as error:
             if contender.verdict == "reference":
                 raise
-            absent.append(Absent(contender=contender, reason=" ".join(str(error).split())[:300]))
+            absent.append(Absent(contender=contender, reason=one_line(error)))
         else:
             running.append((replace(contender, device=runtime.device), runtime))
     return running, absent

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle.sidecar import Library, Profile, Sidecar, write_sidecar
-from mio_export.errors import MioError, MissingBackendError, UsageError
+from mio_export.errors import MioError, MissingBackendError, UsageError, one_line
 from mio_export.files import sha256_file
 from mio_export.runtimes.tensorrt import NAMES, collecting_logger, compute_capability, installed_version, load_library
 
@@ -107,5 +107,5 @@ def _config(trt: Any, builder: Any, network: Any, library: Library, capability: 
 
 def _first_error(parser: Any) -> str:
     error = parser.get_error(0)
-    reason = " ".join(error.desc().split())[:300]
+    reason = one_line(error.desc())
     return f"node {error.node_name()} ({error.node_operator()}): {reason}"
