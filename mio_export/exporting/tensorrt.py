@@ -8,7 +8,8 @@ from typing import Any
 from mio_export.bundle.sidecar import Library, Profile, Sidecar, write_sidecar
 from mio_export.errors import MioError, MissingBackendError, UsageError, one_line
 from mio_export.files import sha256_file
-from mio_export.runtimes.tensorrt import NAMES, collecting_logger, compute_capability, installed_version, load_library
+from mio_export.runtimes.backends import BACKENDS
+from mio_export.runtimes.tensorrt import NAMES, collecting_logger, compute_capability, load_library
 
 OPT_BATCH = 32
 
@@ -45,7 +46,7 @@ def engine_from_onnx(
     path.write_bytes(_engine(trt, onnx_file, library, capability, profile))
     sidecar = Sidecar(
         library=library,
-        library_version=installed_version(library) or trt.__version__,
+        library_version=BACKENDS[library].version or trt.__version__,
         capability=capability,
         profile=profile,
         engine_sha256=sha256_file(path),
