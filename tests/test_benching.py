@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mio_export.benching import Absent, BenchResult, Contender, Machine, Speed, _processor, bench
+from mio_export.benching import Absent, BenchResult, Contender, Speed, bench
 from mio_export.bundle import load_bundle, save_manifest
 from mio_export.errors import UsageError
 from mio_export.runtimes import Runtime
+from mio_export.runtimes.machine import Machine, processor_of
 from mio_export.runtimes.timing import embedding_of, timed_rounds
 
 ROW = Contender(runtime="torch", format="torch", precision="fp32", device="cpu", verdict="reference")
@@ -121,8 +122,8 @@ def test_what_is_absent_comes_last():
 
 def test_a_processor_is_read_with_what_it_can_do():
     core = "processor : 0\nmodel name : Some CPU\nflags : fpu avx2 avx512f avx512_vnni\n\n"
-    assert _processor(core + core.replace("Some", "Other")) == ("Some CPU", ("avx2", "avx512f", "avx512_vnni"))
-    assert _processor("")[1] is None
+    assert processor_of(core + core.replace("Some", "Other")) == ("Some CPU", ("avx2", "avx512f", "avx512_vnni"))
+    assert processor_of("")[1] is None
     assert MACHINE.describe() == "A processor; avx2; 2 threads"
 
 
