@@ -5,22 +5,20 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from mio_export.runtimes.devices import num_threads
+from mio_export.runtimes.machine import this_machine
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("mio-export", "torch", "torchvision", "lightly", "pytorch-lightning", "onnx", "onnxruntime-gpu", "numpy")
-_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def machine() -> dict[str, object]:
     """Return processor, its instruction sets that matter, usable cores, memory and library versions."""
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    flags = next((line.split(":")[1].split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
+    here = this_machine()
     memory = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     return {
-        "processor": cpu or platform.processor(),
-        "features": [name for name in _FEATURES if name in flags],
-        "cores": num_threads(),
+        "processor": here.processor,
+        "features": list(here.features or ()),
+        "cores": here.num_threads,
         "memory_gb": round(memory / 1e6, 1),
         "system": platform.system(),
         "python": platform.python_version(),

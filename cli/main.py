@@ -25,7 +25,7 @@ from mio_export.cli import (
     train,
     verify,
 )
-from mio_export.errors import Interrupted, MioError
+from mio_export.errors import Interrupted, MioError, one_line
 from mio_export.extras import missing_extra
 from mio_export.terminal import discard_output, printable, printable_lines, reader_is_gone, tolerate_encodings
 
@@ -119,9 +119,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, OSError) and error.strerror:
         return _say(f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 1)
     kind = type(error).__name__
-    return _say(
-        f"unexpected {kind}: {' '.join(str(error).split())[:300]}\nrun it again with --debug for the traceback", 1
-    )
+    return _say(f"unexpected {kind}: {one_line(error)}\nrun it again with --debug for the traceback", 1)
 
 
 def _say(message: str, exit_code: int) -> int:

@@ -1,7 +1,6 @@
 """How many images a second each artifact of a bundle embeds on this machine, beside eager PyTorch."""
 
 import math
-import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -12,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from mio_export.bundle import Bundle, load_bundle
-from mio_export.errors import MissingBackendError, UsageError
+from mio_export.errors import MissingBackendError, UsageError, one_line
 from mio_export.extras import is_installed
 from mio_export.preprocess import Pixels
 from mio_export.runtimes import Choice, Runtime, choose
 from mio_export.runtimes.backends import BACKENDS, NAMED_ONLY
-from mio_export.runtimes.devices import num_threads
+from mio_export.runtimes.machine import Machine, this_machine
 from mio_export.runtimes.opening import open_choice
 from mio_export.runtimes.selection import choice_of
 from mio_export.runtimes.timing import Rates, embedding_of, noise, timed_rounds
@@ -28,8 +27,6 @@ _ROUNDS = 20
 _MIN_ROUNDS = 5
 _RESAMPLES = 2000
 _EAGER = "torch"
-_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,25 +75,6 @@ class Absent:
 
     contender: Contender
     reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What decides how fast it goes."""
-
-    processor: str
-    features: tuple[str, ...] | None
-    """Which of the instruction sets that matter the processor has; None where the system does not say."""
-    num_threads: int
-    """Threads that each runtime is given."""
-    gpu: str | None
-    """Name of the GPU, if one was used."""
-
-    def describe(self) -> str:
-        """Return one line."""
-        features = "instruction sets not known" if self.features is None else " ".join(self.features) or "no AVX2"
-        gpu = [f"GPU {self.gpu}"] if self.gpu else []
-        return "; ".join([self.processor, features, f"{self.num_threads} threads", *gpu])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +202,7 @@ def bench(
         num_rounds=len(rates),
         speeds=tuple(_speed(contender, column) for contender, column in zip(contenders, rates.T, strict=True)),
         absent=tuple(absent),
-        machine=_machine(on_gpu=any(contender.device == "cuda" for contender in contenders)),
+        machine=this_machine(on_gpu=any(contender.device == "cuda" for contender in contenders)),
     )
 
 
@@ -277,7 +255,7 @@ def _opened(
         except Exception as error:
             if contender.verdict == "reference" and is_installed(_EAGER):
                 raise
-            absent.append(Absent(contender=contender, reason=" ".join(str(error).split())[:300]))
+            absent.append(Absent(contender=contender, reason=one_line(error)))
         else:
             running.append((replace(contender, device=runtime.device), runtime))
     return running, absent
@@ -296,26 +274,4 @@ def _speed(contender: Contender, rates: Rates) -> Speed:
     )
 
 
-def _machine(*, on_gpu: bool) -> Machine:
-    processor, features = _processor(_CPUINFO.read_text() if _CPUINFO.exists() else "")
-    return Machine(processor=processor, features=features, num_threads=num_threads(), gpu=_gpu() if on_gpu else None)
-
-
-def _processor(cpuinfo: str) -> tuple[str, tuple[str, ...] | None]:
-    """Model and instruction sets, from what Linux says of the first core; elsewhere what Python knows."""
-    pairs = (line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines())
-    values = {key.strip(): value.strip() for key, _, value in pairs}
-    flags = values.get("flags")
-    features = None if flags is None else tuple(name for name in _FEATURES if name in flags.split())
-    return values.get("model name") or platform.processor() or platform.machine(), features
-
-
-def _gpu() -> str:
-    if not is_installed("torch"):
-        return "that only torch can name"
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "that torch cannot name"
-
-
-__all__ = ["Absent", "BenchResult", "Contender", "Machine", "Speed", "bench"]
+__all__ = ["Absent", "BenchResult", "Contender", "Speed", "bench"]

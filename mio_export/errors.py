@@ -49,6 +49,11 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
+def one_line(error: BaseException | str, limit: int | None = 300) -> str:
+    """Return an error's message for a place in a line: whitespace as single spaces, ``limit`` characters at most."""
+    return " ".join(str(error).split())[:limit]
+
+
 __all__ = [
     "GateError",
     "Interrupted",
@@ -57,4 +62,5 @@ __all__ = [
     "OutOfMemoryError",
     "SpaceError",
     "UsageError",
+    "one_line",
 ]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from mio_export.claims import claimed_sizes
-from mio_export.errors import UsageError
+from mio_export.errors import UsageError, one_line
 from mio_export.formats import readable_formats
 from mio_export.memory import lacks_memory
 from mio_export.orientation import orientation_of, split_exif
@@ -263,7 +263,7 @@ def _low_bytes(data: bytes) -> Pixels:
 
 
 def _one_line(error: Exception) -> str:
-    message = " ".join(str(error).split())
+    message = one_line(error, None)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 

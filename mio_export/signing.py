@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import LOCK, SIGNATURE, load_bundle
-from mio_export.errors import GateError, MioError, MissingBackendError, UsageError
+from mio_export.errors import GateError, MioError, MissingBackendError, UsageError, one_line
 from mio_export.extras import install_command
 from mio_export.files import write_text
 from mio_export.parity import verify
@@ -62,7 +62,7 @@ def sign(
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 - model-signing raises what its parts do
-            raise MioError(f"{folder} could not be signed: {_one_line(error)}") from None
+            raise MioError(f"{folder} could not be signed: {one_line(error)}") from None
         write_text(folder / SIGNATURE, signature.read_text(encoding="utf-8"))
     return folder / SIGNATURE
 
@@ -92,7 +92,7 @@ def check_signature(path: str | Path, *, signer: str, issuer: str | None = None)
             # what a signature leaves out is in the signature
             verifier.set_hashing_config(_hashing([])).verify(folder.resolve(), folder.resolve() / SIGNATURE)
     except Exception as error:  # noqa: BLE001 - whatever is raised here, the signature was not found valid
-        reason = _one_line(error) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise GateError(f"{folder} has no valid signature of {signer}: {reason}") from None
 
 
@@ -126,7 +126,7 @@ def _signer(library: Any, private_key: Path | None, certificate: Path | None, ch
     except Exception as error:  # noqa: BLE001 - cryptography raises many kinds
         raise UsageError(
             f"{private_key} is no private key to sign with (PEM, not encrypted, P-256, P-384 or P-521): "
-            f"{_one_line(error)}"
+            f"{one_line(error)}"
         ) from None
 
 
@@ -145,17 +145,13 @@ def _verifier(library: Any, signer: str, issuer: str | None) -> Any:
         return config.use_elliptic_key_verifier(public_key=file)
     except Exception as error:  # noqa: BLE001 - cryptography raises many kinds
         raise UsageError(
-            f"{file} is no public key (PEM, P-256, P-384 or P-521) and holds no certificates: {_one_line(error)}"
+            f"{file} is no public key (PEM, P-256, P-384 or P-521) and holds no certificates: {one_line(error)}"
         ) from None
 
 
 def _quiet() -> contextlib.AbstractContextManager[Any]:
     """Model-signing prints; what it says goes where messages go, not among results."""
     return contextlib.redirect_stdout(sys.stderr)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 __all__ = ["check_signature", "sign"]

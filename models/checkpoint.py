@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mio_export.bundle import MANIFEST, WEIGHTS, EncoderSpec, ProjectorSpec, Training, load_bundle
-from mio_export.errors import GateError, UsageError
+from mio_export.errors import GateError, UsageError, one_line
 from mio_export.files import sha256_file, staged_file
 from mio_export.models.encoder import Encoder, encoder_from_spec
 from mio_export.models.projection_head import build_projector
@@ -192,4 +192,4 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], misfit: str) -> None
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise GateError(f"{misfit}: {' '.join(str(error).split())[:300]}") from None
+        raise GateError(f"{misfit}: {one_line(error)}") from None

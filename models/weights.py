@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from mio_export.errors import UsageError
+from mio_export.errors import UsageError, one_line
 from mio_export.models.backbones import Backbone, Stem, build_backbone
 from mio_export.models.encoder import Encoder, build_encoder
 from mio_export.preprocess import preprocess_from_dict
@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore", UserWarning)  # torch's remarks on the pickles that it refuses
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise UsageError(f"weights {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise UsageError(f"weights {path} cannot be read: {one_line(error, 200)}") from None
     except pickle.UnpicklingError:
         raise UsageError(f"weights {path} hold more than tensors; save the state_dict as .safetensors") from None
     for key in ("state_dict", "model", "model_state_dict"):

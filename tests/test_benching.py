@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mio_export.benching import Absent, BenchResult, Contender, Machine, Speed, _processor, bench
+from mio_export.benching import Absent, BenchResult, Contender, Speed, bench
 from mio_export.bundle import load_bundle, save_manifest
+from mio_export.embedding import measure
 from mio_export.errors import UsageError
-from mio_export.runtimes import Runtime
+from mio_export.runtimes import Runtime, choose
+from mio_export.runtimes.machine import Machine, processor_of
 from mio_export.runtimes.timing import embedding_of, timed_rounds
 
 ROW = Contender(runtime="torch", format="torch", precision="fp32", device="cpu", verdict="reference")
@@ -55,6 +57,28 @@ def test_a_rate_counts_images_not_batches():
     rates = timed_rounds([embedding_of(slow, np.zeros((8, 1, 1, 1), np.uint8))], rounds=2, turn_s=0.1)
     assert rates.shape == (2, 1)
     assert ((rates > 100) & (rates <= 8 / 0.02)).all()
+
+
+def test_each_work_has_its_own_column_whatever_the_order_of_a_round():
+    done = []
+
+    def work(number):
+        return lambda: (done.append(number), time.sleep(0.002), 10**number)[2]
+
+    rates = timed_rounds([work(number) for number in range(4)], rounds=5)
+    assert (np.diff(np.log10(rates), axis=1) > 0).all()
+    assert done[::2] == done[1::2]  # each turn begins with a call that is not timed
+    rounds = [tuple(done[start : start + 8 : 2]) for start in range(0, 40, 8)]
+    assert {tuple(sorted(order)) for order in rounds} == {(0, 1, 2, 3)}
+    assert len(set(rounds)) > 1
+
+
+def test_a_collection_is_measured_stage_by_stage(bundle, photos):
+    found = measure(bundle, photos, batch_size=8, seconds=0.2, device="cpu")
+    assert found.choice == choose(bundle, "onnxruntime")
+    assert 8 <= found.num_images <= 24
+    assert min(found.decoding, found.inference, found.end_to_end) > 0
+    assert found.limited_by in ("decode", "infer")
 
 
 def test_what_does_not_run_is_listed_with_its_reason(copy):
@@ -121,8 +145,8 @@ def test_what_is_absent_comes_last():
 
 def test_a_processor_is_read_with_what_it_can_do():
     core = "processor : 0\nmodel name : Some CPU\nflags : fpu avx2 avx512f avx512_vnni\n\n"
-    assert _processor(core + core.replace("Some", "Other")) == ("Some CPU", ("avx2", "avx512f", "avx512_vnni"))
-    assert _processor("")[1] is None
+    assert processor_of(core + core.replace("Some", "Other")) == ("Some CPU", ("avx2", "avx512f", "avx512_vnni"))
+    assert processor_of("")[1] is None
     assert MACHINE.describe() == "A processor; avx2; 2 threads"
 
 

@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mio_export.errors import UsageError
+from mio_export.errors import UsageError, one_line
 from mio_export.settings import did_you_mean, with_settings
 from mio_export.train.identity import stored_recipe
 from mio_export.train.recipe import Recipe, recipe_from_dict
@@ -56,7 +56,7 @@ def _read(name: str, depth: int) -> dict[str, Any]:
     try:
         values = yaml.safe_load(_text(name))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe {name} is not YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UsageError(f"recipe {name} is not YAML: {one_line(error, 200)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"recipe {name} must hold settings, such as: objective: minc")
     below = values.pop("extends", None)

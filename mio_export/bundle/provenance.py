@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle.sidecar import read_sidecar, sidecar_path
-from mio_export.errors import GateError, UsageError
+from mio_export.errors import GateError, UsageError, one_line
 from mio_export.onnx_file import read_onnx
 
 KEY = "mio-export"
@@ -51,7 +51,7 @@ def _from_archive(path: Path) -> str | None:
                 raise GateError(f"{path} is damaged: it says {entries[0].file_size:,} bytes of itself")
             return archive.read(entries[0]).decode() if entries else None
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise GateError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
+        raise GateError(f"{path} is damaged: {one_line(error, 200)}") from None
 
 
 __all__ = ["KEY", "read_provenance"]

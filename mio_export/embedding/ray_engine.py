@@ -24,7 +24,7 @@ from mio_export.decoding import Decoder
 from mio_export.embedding.options import EmbedOptions
 from mio_export.embedding.pipeline import Embedded, Embedder, StageTimer
 from mio_export.embedding.versions import difference, versions_here
-from mio_export.errors import MioError, MissingBackendError, SpaceError, UsageError
+from mio_export.errors import MioError, MissingBackendError, SpaceError, UsageError, one_line
 from mio_export.extras import install_command
 from mio_export.progress import Task
 from mio_export.runtimes import Choice
@@ -134,7 +134,7 @@ def cluster(address: str | None) -> Iterator[None]:
                 logging_level=logging.CRITICAL,
             )
         except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise MioError(f"the Ray cluster {address or 'on this machine'} cannot be used: {reason}") from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own leaves without a word

@@ -1,15 +1,9 @@
 """The versions that decide the last bits of a vector: of whatever decodes images and of whatever embeds them."""
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
-_DISTRIBUTIONS = {
-    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx"),
-}
-"""Where a runtime's library comes from, the first that is installed; for other runtimes it is PyTorch."""
+from mio_export.runtimes.backends import BACKENDS, first_distribution
+
 _DECODERS = {"libwebp": "webp", "libavif": "avif", "openjpeg": "jpg_2000"}
 """Pillow's libraries for lossy formats beside JPEG, and what ``PIL.features`` calls them."""
 
@@ -21,14 +15,14 @@ def versions_here(runtime: str) -> dict[str, str]:
 
     turbo = features.check("libjpeg_turbo")
     found = {
-        "mio-export": _version(("mio-export",)),
+        "mio-export": _version("mio-export"),
         "pillow": PIL.__version__,
         "libjpeg-turbo" if turbo else "libjpeg": features.version("libjpeg_turbo" if turbo else "jpg"),
     }
     found |= {name: features.version(feature) for name, feature in _DECODERS.items() if features.check(feature)}
-    found["pillow-heif"] = _version(("pillow-heif",))
-    distributions = _DISTRIBUTIONS.get(runtime, ("torch",))
-    found[runtime if runtime in _DISTRIBUTIONS else "torch"] = _version(distributions)
+    found["pillow-heif"] = _version("pillow-heif")
+    backend = BACKENDS[runtime]
+    found["torch" if backend.library == "torch" else runtime] = backend.version
     return {name: text for name, text in found.items() if text is not None}
 
 
@@ -42,14 +36,11 @@ def difference(ours: Mapping[str, str], others: Mapping[str, str]) -> str:
 
 def distribution_of(runtime: str) -> str:
     """Return the name of the package that a runtime's library comes from: that which is installed, or usual."""
-    names = _DISTRIBUTIONS.get(runtime, ("torch",))
-    return next((name for name in names if _version((name,)) is not None), names[-1])
+    names = BACKENDS[runtime].distributions
+    found = first_distribution(names)
+    return found[0] if found else names[-1]
 
 
-def _version(distributions: tuple[str, ...]) -> str | None:
-    for name in distributions:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
+def _version(distribution: str) -> str | None:
+    found = first_distribution((distribution,))
+    return found[1] if found else None

@@ -62,7 +62,7 @@ class StoreWriter:
                 it was embedded has none, and all files that hold it fail with it.
         """
         start = time.perf_counter()
-        self._settle()
+        self._flush()
         path = shard_path(self._out, self._next)
         stored: dict[Path, list[tuple[int, int]]] = {}
         written: list[Row] = []
@@ -104,11 +104,11 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._settle()
+            self._flush()
         finally:
             self._pool.shutdown()
 
-    def _settle(self) -> None:
+    def _flush(self) -> None:
         """Wait for the shard that is being written."""
         if self._pending is not None:
             pending, self._pending = self._pending, None

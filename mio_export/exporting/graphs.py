@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from mio_export.bundle import Precision
-from mio_export.errors import MioError, MissingBackendError
+from mio_export.errors import MioError, MissingBackendError, one_line
 from mio_export.exporting.casting import Cast, HalfPrecision, cast_graph, forecast
 from mio_export.exporting.onnx import Exporter, onnx_from_encoder
 from mio_export.exporting.quantizing import calibrate, quantize
@@ -123,7 +123,7 @@ class Graphs:
         try:
             cleaned = clean_up(copied)
         except Exception as error:  # noqa: BLE001 - a pass that fails, however it does, is undone
-            return model, {"name": name, "outcome": "undone", "detail": " ".join(str(error).split())[:300]}
+            return model, {"name": name, "outcome": "undone", "detail": one_line(error)}
         stage = self._checked(name, cleaned, "fp32")
         if stage["outcome"] == "refused":
             return model, {**stage, "outcome": "undone"}
@@ -166,7 +166,7 @@ class Graphs:
         except MissingBackendError as error:
             return {"name": name, "outcome": "not run", "detail": str(error)}
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no public base class
-            return {"name": name, "outcome": "refused", "detail": " ".join(str(error).split())[:300]}
+            return {"name": name, "outcome": "refused", "detail": one_line(error)}
         budget = self._reference.budget(precision, {})
         found = compare(self._reference.embeddings[: len(pixels)], candidate, budget=budget, batch_size=size)
         if found.problems:

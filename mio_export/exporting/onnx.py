@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mio_export.bundle.provenance import KEY
-from mio_export.errors import MioError
+from mio_export.errors import MioError, one_line
 from mio_export.files import sha256_file
 from mio_export.models import Encoder
 
@@ -112,7 +112,7 @@ def _reason(error: BaseException) -> str:
     """What the model's code raised, below the exporter's own advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())[:300]
+    return one_line(error)
 
 
 def _by_dynamo(module: nn.Module, example: torch.Tensor, max_batch: int) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from mio_export.bundle.provenance import KEY
-from mio_export.errors import MioError
+from mio_export.errors import MioError, one_line
 from mio_export.exporting.traceable import Traceable
 from mio_export.models import Encoder
 from mio_export.runtimes.pt2_archive import write_pt2
@@ -40,8 +40,6 @@ def pt2_from_encoder(
             program = torch.export.export(Traceable(encoder, precision), (example,), dynamic_shapes=({0: batch},))
             torch.export.save(program, raw, extra_files={f"{KEY}.json": provenance})
     except Exception as error:
-        raise MioError(
-            f"{encoder.spec.backbone} cannot be captured by torch.export: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise MioError(f"{encoder.spec.backbone} cannot be captured by torch.export: {one_line(error)}") from error
     write_pt2(raw, path)
     raw.unlink()

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle.sidecar import Library, Profile, Sidecar, write_sidecar
-from mio_export.errors import MioError, MissingBackendError, UsageError
+from mio_export.errors import MioError, MissingBackendError, UsageError, one_line
 from mio_export.files import sha256_file
-from mio_export.runtimes.tensorrt import NAMES, collecting_logger, compute_capability, installed_version, load_library
+from mio_export.runtimes.backends import BACKENDS
+from mio_export.runtimes.tensorrt import NAMES, collecting_logger, compute_capability, load_library
 
 OPT_BATCH = 32
 
@@ -45,7 +46,7 @@ def engine_from_onnx(
     path.write_bytes(_engine(trt, onnx_file, library, capability, profile))
     sidecar = Sidecar(
         library=library,
-        library_version=installed_version(library) or trt.__version__,
+        library_version=BACKENDS[library].version or trt.__version__,
         capability=capability,
         profile=profile,
         engine_sha256=sha256_file(path),
@@ -107,5 +108,5 @@ def _config(trt: Any, builder: Any, network: Any, library: Library, capability: 
 
 def _first_error(parser: Any) -> str:
     error = parser.get_error(0)
-    reason = " ".join(error.desc().split())[:300]
+    reason = one_line(error.desc())
     return f"node {error.node_name()} ({error.node_operator()}): {reason}"

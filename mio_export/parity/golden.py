@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mio_export.errors import GateError
+from mio_export.errors import GateError, one_line
 from mio_export.preprocess import Pixels, Preprocess
 
 GOLDEN = "parity/golden.safetensors"
@@ -72,7 +72,7 @@ def load_golden(path: Path) -> tuple[dict[str, Pixels], np.typing.NDArray[np.flo
                 raise ValueError("pixels must be uint8, embeddings finite float64")
             return dict(zip(names, pixels, strict=True)), embeddings
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise GateError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise GateError(f"{path} is damaged: {one_line(error, None)}") from None
 
 
 def decoding_problems(expected: Mapping[str, Pixels], found: Mapping[str, Pixels]) -> list[str]:

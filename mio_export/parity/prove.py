@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mio_export.bundle import Artifact, Format, Manifest, ParitySummary, runtime_of
-from mio_export.errors import GateError, MissingBackendError
+from mio_export.errors import GateError, MissingBackendError, one_line
 from mio_export.evidence.budget import Budget
 from mio_export.evidence.report import Evidence, batch_sizes
 from mio_export.files import sha256_file, write_text
@@ -140,8 +140,7 @@ class _Findings:
         try:
             candidate = embed_in_batches(runtime, self.reference.images.pixels, batch_size)
         except Exception as error:  # noqa: BLE001 - whatever a backend raises on a declared batch size is a finding
-            text = " ".join(str(error).split())
-            self.problems.append(f"{where}: fails: {type(error).__name__}: {text[:300]}")
+            self.problems.append(f"{where}: fails: {type(error).__name__}: {one_line(error)}")
             return
         self.images_per_s = len(candidate) / (time.perf_counter() - start)
         comparison = compare(

@@ -1,6 +1,9 @@
 """Every backend: what it runs, which package carries it, and how to get that."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 
 from mio_export.bundle import Format, runtime_of
 from mio_export.errors import MissingBackendError
@@ -19,6 +22,8 @@ class Backend:
     """What computes; see ``devices.resolve_device``."""
     module: str
     """What must be importable."""
+    distributions: tuple[str, ...]
+    """Packages that carry it; the first that is installed counts."""
     install: str
     """How to get it."""
 
@@ -27,8 +32,24 @@ class Backend:
         """Whether its library is there; nothing is imported."""
         return is_installed(self.module)
 
+    @property
+    def version(self) -> str | None:
+        """Version of its package; None if none is installed. Nothing is imported."""
+        found = first_distribution(self.distributions)
+        return found[1] if found else None
 
-_TORCH = {"library": "torch", "module": "torch", "install": install_command("torch")}
+
+def first_distribution(names: Sequence[str]) -> tuple[str, str] | None:
+    """Return name and version of the first package that is installed; None if none is."""
+    for name in names:
+        try:
+            return name, version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+_torch = partial(Backend, library="torch", module="torch", distributions=("torch",), install=install_command("torch"))
 _HERE = "mio_export.runtimes"
 BACKENDS = {
     "onnxruntime": Backend(
@@ -36,6 +57,7 @@ BACKENDS = {
         opener=f"{_HERE}.onnxruntime:open_onnxruntime",
         library="onnxruntime",
         module="onnxruntime",
+        distributions=("onnxruntime-gpu", "onnxruntime"),
         install=install_command("cpu"),
     ),
     "openvino": Backend(
@@ -43,6 +65,7 @@ BACKENDS = {
         opener=f"{_HERE}.openvino:open_openvino",
         library="openvino",
         module="openvino",
+        distributions=("openvino",),
         install=install_command("openvino"),
     ),
     "tensorrt": Backend(
@@ -50,6 +73,7 @@ BACKENDS = {
         opener=f"{_HERE}.tensorrt:open_tensorrt",
         library="tensorrt",
         module="tensorrt",
+        distributions=("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
         install=install_command("tensorrt"),
     ),
     "tensorrt-rtx": Backend(
@@ -57,11 +81,12 @@ BACKENDS = {
         opener=f"{_HERE}.tensorrt:open_tensorrt_rtx",
         library="tensorrt",
         module="tensorrt_rtx",
+        distributions=("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
         install=install_command("tensorrt-rtx"),
     ),
-    "pt2": Backend(format="pt2", opener=f"{_HERE}.torch_export:open_pt2", **_TORCH),
-    "torchscript": Backend(format="torchscript", opener=f"{_HERE}.torchscript:open_torchscript", **_TORCH),
-    "torch": Backend(format=None, opener=f"{_HERE}.torch_eager:open_torch", **_TORCH),
+    "pt2": _torch(format="pt2", opener=f"{_HERE}.torch_export:open_pt2"),
+    "torchscript": _torch(format="torchscript", opener=f"{_HERE}.torchscript:open_torchscript"),
+    "torch": _torch(format=None, opener=f"{_HERE}.torch_eager:open_torch"),
 }
 """Every backend, the one preferred by ``auto`` first."""
 NAMED_ONLY = frozenset({"pt2", "torchscript"})
@@ -79,4 +104,4 @@ def check_installed(format: Format) -> None:
         raise MissingBackendError(f"{format} needs {backend.module}, which is not installed: {backend.install}")
 
 
-__all__ = ["BACKENDS", "NAMED_ONLY", "Backend", "check_installed"]
+__all__ = ["BACKENDS", "NAMED_ONLY", "Backend", "check_installed", "first_distribution"]

@@ -4,18 +4,10 @@ import importlib.util
 import os
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from mio_export.extras import install_command, is_installed
-from mio_export.runtimes.backends import BACKENDS, Backend
+from mio_export.runtimes.backends import BACKENDS, Backend, first_distribution
 from mio_export.runtimes.devices import has_cuda, library_has_cuda, num_threads
-
-_DISTRIBUTIONS = {
-    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt",),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +60,11 @@ def _cuda_build(library: str) -> Finding:
 
 
 def _runtime(name: str, backend: Backend) -> Finding:
-    return _package(f"runtime {name}", _DISTRIBUTIONS.get(name, ("torch",)), backend.module, backend.install)
+    return _package(f"runtime {name}", backend.distributions, backend.module, backend.install)
 
 
 def _package(name: str, distributions: tuple[str, ...], module: str, remedy: str, purpose: str = "") -> Finding:
-    found = _version(distributions) if importlib.util.find_spec(module) else None
+    carrier = first_distribution(distributions) if importlib.util.find_spec(module) else None
+    found = " ".join(carrier) if carrier else None
     detail = found or purpose or "not installed"
     return Finding(name=name, available=found is not None, detail=detail, remedy="" if found else remedy)
-
-
-def _version(distributions: tuple[str, ...]) -> str | None:
-    for distribution in distributions:
-        try:
-            return f"{distribution} {version(distribution)}"
-        except PackageNotFoundError:
-            continue
-    return None

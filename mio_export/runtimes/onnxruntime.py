@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mio_export.errors import GateError, MissingBackendError, UsageError
+from mio_export.errors import GateError, MissingBackendError, UsageError, one_line
 from mio_export.extras import install_command
 from mio_export.preprocess import Pixels
 from mio_export.runtimes.base import Embeddings, Runtime
@@ -83,9 +83,9 @@ def open_session(model: str | bytes, *, name: str, device: str, options: Mapping
     try:
         session = onnxruntime.InferenceSession(model, settings, providers=_providers(onnxruntime, device))
     except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
-        raise MissingBackendError(f"ONNX Runtime on {device} cannot run {name}: {_one_line(error)}") from None
+        raise MissingBackendError(f"ONNX Runtime on {device} cannot run {name}: {one_line(error)}") from None
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no public base class
-        raise GateError(f"{name} does not load in ONNX Runtime: {_one_line(error)}") from None
+        raise GateError(f"{name} does not load in ONNX Runtime: {one_line(error)}") from None
     if device != "cpu" and _PROVIDERS[device] not in session.get_providers():
         raise MissingBackendError(
             f"ONNX Runtime could not start its {_PROVIDERS[device]} here; use --device cpu, and see: mio doctor"
@@ -104,7 +104,3 @@ def _providers(onnxruntime: Any, device: str) -> list[Any]:
     # TF32 keeps 10 bits of mantissa; an fp32 artifact must not be computed with it
     cuda = (_PROVIDERS["cuda"], {"use_tf32": 0})
     return [cuda, _PROVIDERS["cpu"]] if device == "cuda" else [_PROVIDERS["tensorrt"], cuda, _PROVIDERS["cpu"]]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mio_export.errors import GateError, MissingBackendError
+from mio_export.errors import GateError, MissingBackendError, one_line
 from mio_export.extras import install_command
 from mio_export.preprocess import Pixels
 from mio_export.runtimes.base import Embeddings, Runtime
@@ -54,7 +54,7 @@ def open_openvino(
     try:
         model = openvino.Core().compile_model(str(artifact), "CPU", settings)
     except RuntimeError as error:
-        raise GateError(f"{artifact} does not compile in OpenVINO: {' '.join(str(error).split())[:300]}") from None
+        raise GateError(f"{artifact} does not compile in OpenVINO: {one_line(error)}") from None
     return OpenVINORuntime(
         model.create_infer_request(), image_shape=image_shape, embedding_dim=embedding_dim, device=device
     )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mio_export.errors import GateError
+from mio_export.errors import GateError, one_line
 
 ROOT = "encoder"
 _MODEL = "models/model.json"
@@ -92,7 +92,7 @@ def _members(path: Path) -> dict[str, bytes]:
                 raise GateError(f"{path} is no .pt2 of ours: its members do not lie in one folder, each once")
             return {name: archive.read(entry) for (_, _, name), entry in zip(names, entries, strict=True)}
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise GateError(f"{path} is no .pt2 that loads: {' '.join(str(error).split())[:200]}") from None
+        raise GateError(f"{path} is no .pt2 that loads: {one_line(error, 200)}") from None
 
 
 def _checked(path: Path, members: dict[str, bytes]) -> io.BytesIO:
@@ -105,7 +105,7 @@ def _checked(path: Path, members: dict[str, bytes]) -> io.BytesIO:
             try:
                 checked = _member(name, members.pop(name))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise GateError(f"{path} is refused: {name}: {' '.join(str(error).split())[:200]}") from None
+                raise GateError(f"{path} is refused: {name}: {one_line(error, 200)}") from None
             archive.writestr(zipfile.ZipInfo(f"{ROOT}/{name}"), checked)
     result.seek(0)
     return result

@@ -3,27 +3,17 @@
 import ctypes
 import importlib
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mio_export.bundle.sidecar import Library, Sidecar, read_sidecar
 from mio_export.errors import GateError, MioError, MissingBackendError, UsageError
-from mio_export.extras import install_command
 from mio_export.files import sha256_file
 from mio_export.preprocess import Pixels
+from mio_export.runtimes.backends import BACKENDS
 from mio_export.runtimes.base import Embeddings, Runtime
 
 NAMES: dict[Library, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
-_MODULES: dict[Library, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_DISTRIBUTIONS: dict[Library, tuple[str, ...]] = {
-    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx"),
-}
-REMEDIES: dict[Library, str] = {
-    "tensorrt": install_command("tensorrt"),
-    "tensorrt-rtx": install_command("tensorrt-rtx"),
-}
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 
 
@@ -122,16 +112,6 @@ def compute_capability() -> str | None:
     return f"{major.value}.{minor.value}"
 
 
-def installed_version(library: Library) -> str | None:
-    """Return the version of a library that is installed, without importing it; None: it is not."""
-    for distribution in _DISTRIBUTIONS[library]:
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return None
-
-
 def load_library(library: Library) -> Any:
     """Import TensorRT or TensorRT for RTX, which have the same Python interface.
 
@@ -139,9 +119,9 @@ def load_library(library: Library) -> Any:
         MissingBackendError: it is not installed.
     """
     try:
-        return importlib.import_module(_MODULES[library])
+        return importlib.import_module(BACKENDS[library].module)
     except ImportError:
-        raise MissingBackendError(f"{NAMES[library]} is not installed: {REMEDIES[library]}") from None
+        raise MissingBackendError(f"{NAMES[library]} is not installed: {BACKENDS[library].install}") from None
 
 
 def collecting_logger(trt: Any, errors: list[str]) -> Any:
@@ -199,7 +179,7 @@ def _check_machine(artifact: Path, sidecar: Sidecar) -> None:
     (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/engine-compatibility.html).
     """
     name = NAMES[sidecar.library]
-    installed = installed_version(sidecar.library)
+    installed = BACKENDS[sidecar.library].version
     if installed not in (None, sidecar.library_version):
         raise MissingBackendError(
             f"{artifact} was built by {name} {sidecar.library_version} and runs in no other version; "

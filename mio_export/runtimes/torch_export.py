@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mio_export.errors import GateError
+from mio_export.errors import GateError, one_line
 from mio_export.runtimes.pt2_archive import read_pt2
 from mio_export.runtimes.torch_eager import TorchRuntime
 
@@ -30,5 +30,5 @@ def open_pt2(
 
                 program = move_to_device_pass(program, device)
     except Exception as error:  # noqa: BLE001 - a damaged archive raises whatever its first reader does
-        raise GateError(f"{artifact} is no .pt2 that loads: {' '.join(str(error).split())[:300]}") from None
+        raise GateError(f"{artifact} is no .pt2 that loads: {one_line(error)}") from None
     return TorchRuntime(program.module(), image_shape=image_shape, embedding_dim=embedding_dim, device=device)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mio_export.errors import GateError
+from mio_export.errors import GateError, one_line
 from mio_export.runtimes.torch_eager import TorchRuntime
 
 
@@ -25,5 +25,5 @@ def open_torchscript(
             warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated", category=FutureWarning)
             module = torch.jit.load(str(artifact), map_location=device)
     except (RuntimeError, ValueError) as error:
-        raise GateError(f"{artifact} is not TorchScript that loads: {' '.join(str(error).split())[:300]}") from None
+        raise GateError(f"{artifact} is not TorchScript that loads: {one_line(error)}") from None
     return TorchRuntime(module.eval(), image_shape=image_shape, embedding_dim=embedding_dim, device=device)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from mio_export.errors import MioError, SpaceError, UsageError
+from mio_export.errors import MioError, SpaceError, UsageError, one_line
 from mio_export.limits import Limits
 from mio_export.preprocess import Pixels
 from mio_export.runtimes.base import Embeddings, Runtime
@@ -135,7 +135,7 @@ class RemoteEncoder(Runtime):
             try:
                 return call(*arguments)
             except RequestError as error:
-                problem = f"{self.url}: {' '.join(str(error).split())[:300]}"
+                problem = f"{self.url}: {one_line(error)}"
                 if error.outcome == "not_found":
                     hint = f"; call it {self.url.removesuffix(PIXELS)}" if self.url.endswith(PIXELS) else ""
                     raise UsageError(problem + hint) from None
@@ -146,7 +146,7 @@ class RemoteEncoder(Runtime):
                 pause_s = _FIRST_PAUSE_S * 2**number * random.uniform(0.5, 1.5)  # many clients do not come at once
                 time.sleep(max(pause_s, min(error.retry_after_s or 0.0, self._timeout_s)))
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                reason = " ".join(str(error).split())[:300]
+                reason = one_line(error)
                 raise MioError(f"{self.url}: the answer is not of the protocol: {reason}") from None
         raise AssertionError("the last call returns or raises")
 

@@ -82,9 +82,8 @@ def verify_server(
 
 def _served(bundle: Bundle, server: RemoteEncoder) -> Artifact:
     says = server.parameters
-    for artifact in bundle.manifest.artifacts:
-        if (artifact.sha256, artifact.precision) == (says["artifact_sha256"], says["precision"]):
-            return artifact
+    for artifact in bundle.artifacts(sha256=says["artifact_sha256"], precision=says["precision"]):
+        return artifact
     raise GateError(
         f"{server.url} runs {says['artifact']} ({says['precision']}, {says['artifact_sha256'][:12]}…), an artifact that"
         f" {bundle.path} does not hold"

@@ -9,6 +9,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
+from mio_export.errors import one_line
 from mio_export.sources.blob import Blob, CheckedOnce, Readable, unbuffered
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, check_size, in_order, unreadable
@@ -93,7 +94,7 @@ def _errors_of_arrow(what: str) -> Iterator[None]:
     except MemoryError as error:  # ArrowMemoryError is one
         if _claimed_bytes(error) <= _MOST_PAGE_BYTES:
             raise
-        reason = _line(error)
+        reason = one_line(error, 200)
     except OSError:
         raise
     except (
@@ -106,7 +107,7 @@ def _errors_of_arrow(what: str) -> Iterator[None]:
         RecursionError,
         SystemError,
     ) as error:
-        reason = _line(error)
+        reason = one_line(error, 200)
     else:
         return
     raise OSError(f"{what} ({reason})")
@@ -282,10 +283,6 @@ def _open(blob: Blob, content: Readable) -> Any:
     piece_bytes = _STREAM_BYTES if blob.size > _WHOLE_BYTES else 0
     # with pre_buffer, a whole row group is read before its first row
     return pq.ParquetFile(unbuffered(content, size=blob.size), buffer_size=piece_bytes, pre_buffer=False)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 __all__ = ["list_parquet"]

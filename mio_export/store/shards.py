@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mio_export.errors import GateError, MioError, SpaceError
+from mio_export.errors import GateError, MioError, SpaceError, one_line
 from mio_export.files import staged_file
 from mio_export.store.info import STORE, Part, StoreInfo
 
@@ -262,7 +262,7 @@ def damage_named(path: Path, *, may_vanish: bool = False) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if may_vanish and isinstance(error, FileNotFoundError):
             raise ShardChangedError(path) from None
-        raise GateError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise GateError(f"{path} cannot be read: {one_line(error, 200)}") from None
 
 
 def _check_identity(path: Path, metadata: Mapping[bytes, bytes], info: StoreInfo) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mio_export.runtimes.opening import open_file
 
 from mio_export import GateError, MissingBackendError, UsageError, embed, load_embeddings, open_runtime
 from mio_export.runtimes import choose
 from mio_export.runtimes.devices import has_cuda, num_threads
+from mio_export.runtimes.opening import open_file
 
 
 @pytest.fixture

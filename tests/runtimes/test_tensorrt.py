@@ -18,12 +18,13 @@ from mio_export.exporting.tensorrt import engine_from_onnx
 from mio_export.files import sha256_file
 from mio_export.models import build_encoder
 from mio_export.preprocess import Preprocess
+from mio_export.runtimes.backends import BACKENDS
 from mio_export.runtimes.devices import has_cuda
-from mio_export.runtimes.tensorrt import compute_capability, installed_version, open_tensorrt, open_tensorrt_rtx
+from mio_export.runtimes.tensorrt import compute_capability, open_tensorrt, open_tensorrt_rtx
 
 SHAPE = {"image_shape": (64, 64, 3), "embedding_dim": 512}
 BUILD = {"library": "tensorrt-rtx", "capability": "8.6", "max_batch": 48, "provenance": '{"space": "abc"}'}
-needs_rtx = pytest.mark.skipif(installed_version("tensorrt-rtx") is None, reason="TensorRT for RTX is not installed")
+needs_rtx = pytest.mark.skipif(BACKENDS["tensorrt-rtx"].version is None, reason="TensorRT for RTX is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_a_resnet_builds_without_a_gpu_for_the_capability_asked_for(tmp_path, re
     assert len(plan) > 11_000_000 * 4  # its weights are in it, in float32
     sidecar = read_sidecar(path)
     assert (sidecar.capability, sidecar.library) == (capability, "tensorrt-rtx")
-    assert sidecar.library_version == tools["tensorrt-rtx"] == installed_version("tensorrt-rtx")
+    assert sidecar.library_version == tools["tensorrt-rtx"] == BACKENDS["tensorrt-rtx"].version
 
 
 @needs_rtx
@@ -180,7 +181,7 @@ def test_tensorrt_builds_for_no_gpu_but_this_machines(tmp_path):
         engine_from_onnx(tmp_path / "none.onnx", tmp_path / "e", **(BUILD | {"library": "tensorrt"}))
 
 
-@pytest.mark.skipif(installed_version("tensorrt") is not None, reason="TensorRT is installed")
+@pytest.mark.skipif(BACKENDS["tensorrt"].version is not None, reason="TensorRT is installed")
 def test_a_missing_library_is_named_with_its_command():
     from mio_export.runtimes.tensorrt import load_library
 
@@ -260,7 +261,7 @@ def test_an_engine_of_another_version_is_refused_before_the_library_is_imported(
     error, imported = opened_elsewhere(engine)
     assert error.startswith("MissingBackendError")
     assert "was built by TensorRT for RTX 1.6.0.3" in error
-    assert f"{installed_version('tensorrt-rtx')} is installed" in error
+    assert f"{BACKENDS['tensorrt-rtx'].version} is installed" in error
     assert not imported
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mio_export.errors import GateError
+from mio_export.errors import GateError, one_line
 from mio_export.preprocess import Pixels
 from mio_export.train.data.dataset import Data, damaged, required
 from mio_export.train.data.part import ArrayPart, Labels, array_part
@@ -89,7 +89,7 @@ def _unpickled(path: Path) -> dict[str, Any]:
     except GateError as error:
         raise GateError(f"{path} is refused: {error}") from None
     except Exception as error:  # noqa: BLE001 - an unpickler raises whatever a broken file leads it to
-        raise damaged(path, f"{type(error).__name__}: {' '.join(str(error).split())[:100]}") from None
+        raise damaged(path, f"{type(error).__name__}: {one_line(error, 100)}") from None
     if not isinstance(values, dict):
         raise damaged(path, "its pickle is no dictionary")
     return {_text(key): value for key, value in values.items()}
