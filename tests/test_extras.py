@@ -7,8 +7,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mio_export import open_runtime
+from mio_export.embedding.lane import Lane
 from mio_export.errors import MissingBackendError
 from mio_export.extras import EXTRAS, naming_extras
 
@@ -185,3 +188,11 @@ def test_the_library_names_the_extra_too(monkeypatch):
 def test_a_module_of_no_extra_keeps_its_own_error():
     with pytest.raises(ModuleNotFoundError, match="no_such_module"), naming_extras():
         import no_such_module  # noqa: F401
+
+
+def test_batches_are_queued_for_a_gpu_without_torch(monkeypatch, bundle):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with open_runtime(bundle.path, "onnxruntime") as runtime, Lane(runtime, 2, ahead=True) as lane:
+        lane.send({"a": np.zeros(runtime.image_shape, np.uint8)})
+        ((names, embeddings),) = lane.rest()
+    assert (names, embeddings.shape) == (["a"], (1, runtime.embedding_dim))
