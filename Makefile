@@ -13,7 +13,7 @@ PEERS_READY := .peers/.ready
 
 TRITON_READY := .venv-triton/.ready
 
-.PHONY: setup demo test check format evidence peers gpu clean
+.PHONY: setup demo test chromium check format evidence peers gpu clean
 
 setup: $(READY)
 
@@ -31,9 +31,16 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check $(TRITON_READY)
-	$(BIN)/python -m pytest
+# two processes of one thread each; a file, or the group of files that need the machine, stays in one of them
+test: check chromium $(TRITON_READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 	$(BIN)/python scripts/check_wheel.py
+
+# the tests of pages run in a browser
+chromium:
+	@command -v chromium > /dev/null \
+	    || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \
+	    || { echo "make: the tests of pages need chromium on the PATH; install it (Debian: sudo apt-get install chromium)" >&2; exit 1; }
 
 format: setup
 	$(BIN)/ruff format .

@@ -17,6 +17,19 @@ from mio_export.preprocess import Preprocess
 from mio_export.sample import read_sample
 from mio_export.train import recipe_from_dict, train
 
+# measure time, start Ray or servers, or use every core: not two of them at once
+NEED_THE_MACHINE = ("embedding/test_lane", "embedding/test_ray", "embedding/test_scale", "serving/")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Group tests for ``--dist loadgroup``: by file, because files share fixtures, or by what they need."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        alone = file.removeprefix("tests/").startswith(NEED_THE_MACHINE)
+        item.add_marker(pytest.mark.xdist_group("machine" if alone else file))
+
 
 @pytest.fixture(scope="session")
 def photo_crops():

@@ -1,7 +1,6 @@
 import base64
 import io
 import re
-import shutil
 import subprocess
 from dataclasses import asdict, replace
 from html import escape
@@ -254,7 +253,6 @@ def test_images_without_embeddings_are_refused(write, pixels):
         write(pixels=pixels[1:])
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [400, 1200])
 def test_a_browser_draws_the_thumbnails_and_nothing_sticks_out(write, tmp_path, width):
     (tmp_path / "page.html").write_text(write(), encoding="utf-8")

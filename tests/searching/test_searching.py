@@ -349,7 +349,6 @@ def test_pictures_beyond_the_pages_room_are_left_out_and_counted(gallery, monkey
     assert 'id="i-q0"' in html
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [400, 1200])
 def test_in_a_browser_a_click_opens_the_nearest_images_and_escape_closes_them(gallery, store, tmp_path, width):
     gallery()

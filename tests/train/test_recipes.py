@@ -1,5 +1,4 @@
 import pytest
-import yaml
 
 from mio_export.errors import UsageError
 from mio_export.train import plan_training, recipe_names, resolve_recipe, train
@@ -37,15 +36,6 @@ def test_every_recipe_can_be_planned_and_takes_two_steps_on_its_own_format(name,
     result = train(recipe, data, tmp_path / "run")
     assert result.metrics["step"] == 2
     assert result.encoder.preprocess.image_size == planned.recipe.image_size
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_says_where_it_comes_from(name):
-    from importlib.resources import files
-
-    text = (files("mio_export.train") / "recipes" / f"{name}.yaml").read_text()
-    assert text.startswith("# ")
-    assert len(text.splitlines()) <= 30
 
 
 def test_the_wide_form_doubles_every_channel():
@@ -110,10 +100,3 @@ def test_a_dry_run_prints_all_and_writes_nothing(mio, fake_set, tmp_path, monkey
     for expected in ("optimizer", '"lars"', "views.preset", "23,500,352 parameters", "images, 2 batches", "500 steps"):
         assert expected in result.out, result.out
     assert list(here.iterdir()) == []
-
-
-def test_recipes_are_plain_yaml():
-    from importlib.resources import files
-
-    for name in recipe_names():
-        assert isinstance(yaml.safe_load((files("mio_export.train") / "recipes" / f"{name}.yaml").read_text()), dict)
