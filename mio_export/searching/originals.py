@@ -1,13 +1,12 @@
 """Where the pictures of stored images come from: the sources that were given, and nothing outside them."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 
 from mio_export.errors import UsageError
-from mio_export.searching.thumbnails import OUTSIDE, Wanted, path_of
+from mio_export.searching.thumbnails import OUTSIDE, Wanted
 from mio_export.sources import SourceFile, list_sources
-from mio_export.sources.on_disk import OnDisk, file_on_disk
+from mio_export.sources.on_disk import OnDisk
 from mio_export.store import Row
 
 Find = Callable[[Row], Wanted]
@@ -33,9 +32,6 @@ def originals(sources: str | Path | Sequence[str | Path] | None) -> Find:
     specs = [sources] if isinstance(sources, str | Path) else list(sources or ())
     if not specs:
         return lambda row: Wanted(file=None, size=row.size, problem=_NOT_GIVEN)
-    if len(specs) == 1 and Path(specs[0]).is_dir():  # a folder of a million files is not listed for a few hundred
-        folder = Path(specs[0]).absolute()
-        return lambda row: _wanted(file_on_disk(os.fsencode(path_of(Path(), row.key)), str(folder)), row)
     try:
         files = {file.key: file for file in list_sources(specs).files}
     except UsageError as error:
