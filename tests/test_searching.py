@@ -249,6 +249,16 @@ def test_without_a_source_names_take_the_place_of_pictures(gallery, collection):
         gallery(collection / "query.jpg")
 
 
+def test_a_key_that_looks_like_a_tag_stays_text(shown, tmp_path):
+    keys = ["<script>alert(1)</script>.bmp", "a/\"><b onload='x'>.bmp"]
+    _, size = save_colours(tmp_path)
+    shutil.copy(tmp_path / "photos/own.bmp", tmp_path / "photos" / "<i>.bmp")
+    assert shown([*keys, "<i>.bmp"], tmp_path / "photos", size=size)[1] == ["blue"]
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script>alert|<b onload|<i>", html)
+    assert html.count("&lt;script&gt;alert(1)&lt;/<wbr>script&gt;.bmp") >= 3
+
+
 OUTSIDE = "file lies outside the source (a path with .., an absolute one, or a link to other bytes than were embedded)"
 MISSING = "file missing from the source folder"
 
