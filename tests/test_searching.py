@@ -309,6 +309,7 @@ def test_the_gallery_shows_nothing_from_outside_its_folder(shown, tmp_path):
     assert colours == ["blue", "blue"]
     assert notes == (f"2 pictures not shown: {OUTSIDE}", f"9 pictures not shown: {MISSING}")
     (tmp_path / "named").symlink_to(photos)
+    assert shown([f"{photos}/own.bmp"], photos, size=size) == ((), ["blue"])  # as a list elsewhere names it
     assert shown(["own.bmp", "link.bmp"], tmp_path / "named", size=size)[1] == ["blue"]
 
 
