@@ -209,26 +209,30 @@ def slope(values: dict[int, float]) -> float:
 
 def plot(minc: dict[int, float], mio: dict[int, float]) -> str:
     """Both curves as a page."""
-    from mio_export.chart import Line, line_chart
-    from mio_export.page import figure, html_page, section
+    from mio_export.pages import Figure, Line, line_chart
+    from mio_export.pages.html import environment
 
     curves = {
         "MINC, ms for a forward and backward pass (D = 512)": [(n, 1e3 * s) for n, s in minc.items()],
         "MIO in blocks, MB at most (D = 128)": list(mio.items()),
     }
     charts = [
-        figure(
-            line_chart(
+        Figure(
+            picture=line_chart(
                 [Line(name=name, points=points)],
                 title=name,
                 x_label="images in a batch",
                 x_limits=(0, max(x for x, _ in points)),
             ),
-            name,
+            meaning=name,
         )
         for name, points in curves.items()
     ]
-    return html_page("Cost by batch size", [section("Cost by batch size", "".join(charts))])
+    page = (
+        '{% extends "base.html" %}{% from "parts.html" import figure %}'
+        "{% block body %}<h1>{{ title }}</h1>{% for chart in charts %}{{ figure(chart) }}{% endfor %}{% endblock %}"
+    )
+    return environment().from_string(page).render(title="Cost by batch size", charts=charts)
 
 
 def main() -> None:

@@ -1,15 +1,13 @@
-"""The gallery as HTML: what was found in a collection, and a grid whose images open their neighbours."""
+"""What a gallery shows: what was found in a collection, and a grid whose images open their neighbours."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
 from importlib.metadata import version
 
-from mio_export.page import html_page, section
+from mio_export.pages import render
 from mio_export.searching.answers import Answer
-from mio_export.searching.gallery_style import SCRIPT, STYLE
 from mio_export.searching.structure import DuplicateGroup, Structure
-from mio_export.searching.thumbnails import Library, picture
+from mio_export.searching.thumbnails import Library
 from mio_export.store import Embeddings
 
 NEAR_SHOWN = 6
@@ -62,6 +60,25 @@ def rows_shown(findings: Findings) -> list[int]:
     return list(dict.fromkeys(rows))
 
 
+@dataclass(frozen=True)
+class _Tile:
+    """A picture with its caption; those in the grid open their neighbours wherever they stand."""
+
+    name: str
+    key: str
+    caption: str = ""
+    css: str = ""
+    opens: bool = False
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """Pictures side by side."""
+
+    caption: str
+    tiles: list[_Tile]
+
+
 def gallery_page(findings: Findings, library: Library, *, title: str) -> str:
     """Return the page as HTML that fetches nothing; without scripts too, an image of the grid opens its neighbours.
 
@@ -70,186 +87,121 @@ def gallery_page(findings: Findings, library: Library, *, title: str) -> str:
         library: the pictures, named by row, and ``q0`` and so on for image files among the answers.
         title: name of the collection.
     """
-    tiles = _Tiles(findings, library)
-    sections = [
-        _header(findings, library, title),
-        _answers(findings, tiles),
-        _grid(findings, tiles),
-        _duplicates(findings, tiles),
-        _outliers(findings, tiles),
-        _footer(findings),
-        _panels(findings, tiles),
-        library.html,
-        f"<script>{SCRIPT}</script>",
-    ]
-    return html_page(f"{title} · gallery", sections, style=STYLE)
+    tiles, info = _Tiles(findings), findings.store.info
+    return render(
+        "gallery.html",
+        title=f"{title} · gallery",
+        name=title,
+        facts=[*_facts(findings), *library.notes()],
+        answers=list(_answers(findings, tiles)),
+        grid_meaning=_grid_meaning(findings),
+        grid=[tiles.stored(findings.row(position)) for position in findings.sample],
+        duplicates=_duplicates(findings, tiles),
+        outliers=list(_outliers(findings, tiles)),
+        panels=list(_panels(findings, tiles)),
+        made=[
+            ("space", info.space),
+            (info.artifact_file, info.artifact_sha256),
+            ("written by", f"mio-export {version('mio-export')}"),
+        ],
+        thumbnails=library.thumbnails,
+        problems=library.problems,
+    )
 
 
 class _Tiles:
-    """Pictures with their captions; those in the grid link to their neighbours wherever they stand."""
+    """Makes the tiles of rows."""
 
-    def __init__(self, findings: Findings, library: Library) -> None:
+    def __init__(self, findings: Findings) -> None:
         self._keys = findings.store.keys
-        self._library = library
         self._open = {findings.row(position) for position in findings.sample}
 
-    def stored(self, row: int, caption: str = "", *, css: str = "") -> str:
-        return self._tile(str(row), self._keys[row], caption, css, opens=row in self._open)
+    def stored(self, row: int, caption: str = "", css: str = "") -> _Tile:
+        return _Tile(str(row), self._keys[row], caption, css, opens=row in self._open)
 
-    def query(self, name: str, path: str) -> str:
-        return self._tile(name, path, "query", "query", opens=False)
-
-    def bare(self, row: int) -> str:
-        key = escape(self._keys[row])
-        inside = picture(str(row), self._keys[row], self._library, label=False)
-        return f'<li><a href="#n{row}" aria-label="{key}: show its nearest" title="{key}">{inside}</a></li>'
-
-    def _tile(self, name: str, key: str, caption: str, css: str, *, opens: bool) -> str:
-        inside = picture(name, key, self._library, label=False)
-        if opens:
-            inside = f'<a href="#n{name}" aria-label="{escape(key)}: show its nearest">{inside}</a>'
-        strong = f"<b>{escape(caption)}</b>" if caption else ""
-        hidden = ' aria-hidden="true"' if opens else ""  # the link says it
-        mark = f' class="{css}"' if css else ""
-        return f'<li{mark} title="{escape(key)}">{inside}{strong}<small{hidden}>{_breakable(key)}</small></li>'
-
-
-def _breakable(key: str) -> str:
-    """A key that may be broken after its slashes."""
-    return escape(key).replace("/", "/<wbr>")
-
-
-def _strip(tiles: Iterable[str]) -> str:
-    return f'<ol class="strip" role="list">{"".join(tiles)}</ol>'
+    def near(self, pairs: Iterable[tuple[int, float]]) -> list[_Tile]:
+        return [self.stored(row, _cosine(cosine)) for row, cosine in pairs]
 
 
 def _cosine(cosine: float) -> str:
     return f"{cosine:.4f}"
 
 
-def _header(findings: Findings, library: Library, title: str) -> str:
+def _facts(findings: Findings) -> list[str]:
     info, count = findings.store.info, len(findings.store.keys)
-    facts = f"{info.bundle} · {info.embedding_dim:,} dimensions · {info.runtime} {info.precision} on {info.device}"
     examined, shown = len(findings.structure.rows), len(findings.sample)
-    lines = [f"{count:,} images, {shown:,} of them in the grid" if shown < count else f"{count:,} images, all shown"]
+    facts = [
+        f"{info.bundle} · {info.embedding_dim:,} dimensions · {info.runtime} {info.precision} on {info.device}",
+        f"{count:,} images, {shown:,} of them in the grid" if shown < count else f"{count:,} images, all shown",
+    ]
     if examined < count:
-        lines.append(
+        facts.append(
             f"Sampled: near-duplicates and outliers were sought for {examined:,} images at even distances, among all"
             f" {count:,}; identical files in all"
         )
-    links = [("queries", "Queries")] if findings.answers else []
-    links += [("collection", "Collection"), ("duplicates", "Duplicates"), ("outliers", "Outliers")]
-    nav = "".join(f'<a href="#{name}">{text}</a>' for name, text in links)
-    return (
-        f"<header><p>Gallery</p><h1>{escape(title)}</h1><p>{escape(facts)}</p>"
-        f"{''.join(f'<p>{escape(line)}</p>' for line in [*lines, *library.notes()])}<nav>{nav}</nav></header>"
-    )
+    return facts
 
 
-def _named(name: str, title: str, body: str) -> str:
-    return f'<div id="{name}">{section(title, body)}</div>'
-
-
-def _answers(findings: Findings, tiles: _Tiles) -> str:
-    if not findings.answers:
-        return ""
+def _answers(findings: Findings, tiles: _Tiles) -> Iterable[_Strip]:
     row_of = {key: row for row, key in enumerate(findings.store.keys)}
-    strips = []
     for number, answer in enumerate(findings.answers):
-        own = tiles.stored(row_of[answer.query], "query", css="query") if answer.stored else ""
-        own = own or tiles.query(f"q{number}", answer.query)
-        near = [tiles.stored(row_of[n.key], _cosine(n.cosine)) for n in answer.neighbors[:_ANSWER_SHOWN]]
-        strips.append(f"<h3>{escape(answer.query)}</h3>{_strip([own, *near])}")
-    return _named("queries", "Queries", _note("Each beside its nearest images, by cosine.") + "".join(strips))
+        if answer.stored:
+            own = tiles.stored(row_of[answer.query], "query", "query")
+        else:
+            own = _Tile(f"q{number}", answer.query, "query", "query")
+        near = [(row_of[neighbor.key], neighbor.cosine) for neighbor in answer.neighbors[:_ANSWER_SHOWN]]
+        yield _Strip(answer.query, [own, *tiles.near(near)])
 
 
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
-
-
-def _grid(findings: Findings, tiles: _Tiles) -> str:
+def _grid_meaning(findings: Findings) -> str:
     count, shown = len(findings.store.keys), len(findings.sample)
-    what = (
-        "Every image"
-        if shown == count
-        else f"{shown:,} of {count:,} images, spread over the collection, of equal ones one"
+    if shown == count:
+        return "Every image"
+    return f"{shown:,} of {count:,} images, spread over the collection, of equal ones one"
+
+
+def _duplicates(findings: Findings, tiles: _Tiles) -> list[dict[str, object]]:
+    near = (
+        f"Cosine {findings.structure.near_cosine:.6f} or more: 1 − cosine is at most a twentieth of what it usually is"
+        " for the tenth neighbour in this collection. The number is the lowest cosine that joins the group."
     )
-    note = _note(f"{what}; similar ones stand together. Choose one to see the images nearest to it.")
-    cells = "".join(tiles.bare(findings.row(position)) for position in findings.sample)
-    return _named("collection", "Collection", f'{note}<ul class="tiles" role="list">{cells}</ul>')
-
-
-def _duplicates(findings: Findings, tiles: _Tiles) -> str:
-    near = findings.structure.near_cosine
-    parts = [
-        *_groups("Identical files", "The same bytes (sha256).", findings, tiles, identical=True),
-        *_groups(
-            "Near-duplicates",
-            f"Cosine {near:.6f} or more: 1 − cosine is at most a twentieth of what it usually is for the tenth"
-            " neighbour in this collection. The number is the lowest cosine that joins the group.",
-            findings,
-            tiles,
-            identical=False,
-        ),
+    kinds = [("Identical files", "The same bytes (sha256).", True), ("Near-duplicates", near, False)]
+    return [
+        {
+            "title": title,
+            "meaning": meaning,
+            "counted": _counted(findings, identical=identical),
+            "boxes": [_group(group, tiles) for group in findings.groups_shown(identical=identical)],
+        }
+        for title, meaning, identical in kinds
     ]
-    return _named("duplicates", "Duplicates", "".join(parts))
 
 
-def _groups(title: str, meaning: str, findings: Findings, tiles: _Tiles, *, identical: bool) -> list[str]:
+def _counted(findings: Findings, *, identical: bool) -> str:
     total = sum(group.identical == identical for group in findings.groups)
-    shown = findings.groups_shown(identical=identical)
+    shown = len(findings.groups_shown(identical=identical))
     counted = f"{total:,} groups" if total != 1 else "1 group"
-    counted += f", the first {len(shown):,} shown" if len(shown) < total else ""
-    boxes = "".join(_group(group, tiles) for group in shown)
-    heading = f"<h3>{title} <small>{counted if total else 'none'}</small></h3>"
-    return [heading, _note(meaning), f'<div class="groups">{boxes}</div>' if boxes else ""]
+    return (counted + (f", the first {shown:,} shown" if shown < total else "")) if total else "none"
 
 
-def _group(group: DuplicateGroup, tiles: _Tiles) -> str:
+def _group(group: DuplicateGroup, tiles: _Tiles) -> _Strip:
     number = len(group.rows)
     text = f"{number:,} identical files" if group.identical else f"{number:,} images, cosine {group.cosine:.6f}"
     more = f", {number - _MEMBERS:,} not shown" if number > _MEMBERS else ""
-    strip = _strip(tiles.stored(row) for row in group.rows[:_MEMBERS])
-    return f"<figure>{strip}<figcaption>{text}{more}</figcaption></figure>"
+    return _Strip(text + more, [tiles.stored(row) for row in group.rows[:_MEMBERS]])
 
 
-def _outliers(findings: Findings, tiles: _Tiles) -> str:
-    if not findings.outliers:
-        return ""
-    note = _note("Least like their ten nearest images, by mean cosine; each beside the three nearest.")
-    boxes = []
+def _outliers(findings: Findings, tiles: _Tiles) -> Iterable[_Strip]:
     for position, mean in findings.outliers:
         own = tiles.stored(findings.row(position), css="query")
-        near = [tiles.stored(row, _cosine(cosine)) for row, cosine in findings.near(position, _BESIDE_OUTLIER)]
-        boxes.append(f"<figure>{_strip([own, *near])}<figcaption>mean cosine {_cosine(mean)}</figcaption></figure>")
-    return _named("outliers", "Outliers", f'{note}<div class="groups">{"".join(boxes)}</div>')
+        near = tiles.near(findings.near(position, _BESIDE_OUTLIER))
+        yield _Strip(f"mean cosine {_cosine(mean)}", [own, *near])
 
 
-def _panels(findings: Findings, tiles: _Tiles) -> str:
-    return "".join(_panel(findings, tiles, position) for position in findings.sample)
-
-
-def _panel(findings: Findings, tiles: _Tiles, position: int) -> str:
-    row = findings.row(position)
-    key = findings.store.keys[row]
-    near = [tiles.stored(other, _cosine(cosine)) for other, cosine in findings.near(position, NEAR_SHOWN)]
-    own = tiles.stored(row, css="query")
-    return (
-        f'<section class="panel" id="n{row}" tabindex="-1" aria-label="Nearest to {escape(key)}"><div>'
-        f'<h3>Nearest to {_breakable(key)}</h3><a href="#closed" aria-label="Close">×</a></div>'
-        f"{_strip([own, *near])}</section>"
-    )
-
-
-def _footer(findings: Findings) -> str:
-    info = findings.store.info
-    rows: Sequence[tuple[str, str]] = (
-        ("space", info.space),
-        (info.artifact_file, info.artifact_sha256),
-        ("written by", f"mio-export {version('mio-export')}"),
-    )
-    cells = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows)
-    return f"<footer><table>{cells}</table></footer>"
+def _panels(findings: Findings, tiles: _Tiles) -> Iterable[_Strip]:
+    for position in findings.sample:
+        own = tiles.stored(findings.row(position), css="query")
+        yield _Strip(own.key, [own, *tiles.near(findings.near(position, NEAR_SHOWN))])
 
 
 __all__ = ["NEAR_SHOWN", "Findings", "gallery_page", "rows_shown"]

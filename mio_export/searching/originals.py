@@ -1,13 +1,13 @@
 """Where the pictures of stored images come from: the sources that were given, and nothing outside them."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 
 from mio_export.errors import UsageError
-from mio_export.searching.thumbnails import OUTSIDE, Wanted, path_of
+from mio_export.searching.thumbnails import OUTSIDE, Wanted
 from mio_export.sources import SourceFile, list_sources
-from mio_export.sources.on_disk import OnDisk, file_on_disk
+from mio_export.sources.keys import key_of
+from mio_export.sources.on_disk import OnDisk
 from mio_export.store import Row
 
 Find = Callable[[Row], Wanted]
@@ -21,10 +21,11 @@ _RESIZED = "file of another size than when it was embedded"
 def originals(sources: str | Path | Sequence[str | Path] | None) -> Find:
     """Return what finds the pictures of stored images in the sources that were embedded.
 
-    Keys come from the store, and a store may be anybody's: what a key leads to counts only if it lies below the folder
-    that was given (of a list: below the list's folder). A link that leaves the folder counts if it leads to the very
-    bytes that were embedded, whose sha256 the store has: so a folder of links shows its pictures, and a store of
-    somebody else's shows nothing that its maker did not have.
+    Keys come from the store, and a store may be anybody's: a key opens nothing, it is looked up in the listing of the
+    sources, as it is or, where it begins with the path of the source, without that. Of what is listed, a file outside
+    the folder (of a list: the list's folder) does not count, unless a link in the folder leads to the very bytes that
+    were embedded, whose sha256 the store has: so a folder of links shows its pictures, and a store of somebody else's
+    shows nothing that its maker did not have.
 
     Raises:
         UsageError: one is no source.
@@ -33,14 +34,12 @@ def originals(sources: str | Path | Sequence[str | Path] | None) -> Find:
     specs = [sources] if isinstance(sources, str | Path) else list(sources or ())
     if not specs:
         return lambda row: Wanted(file=None, size=row.size, problem=_NOT_GIVEN)
-    if len(specs) == 1 and Path(specs[0]).is_dir():  # a folder of a million files is not listed for a few hundred
-        folder = Path(specs[0]).absolute()
-        return lambda row: _wanted(file_on_disk(os.fsencode(path_of(Path(), row.key)), str(folder)), row)
     try:
         files = {file.key: file for file in list_sources(specs).files}
     except UsageError as error:
         raise UsageError(f"{error}\n--source names the folder that was embedded, or the archive, list or URL") from None
-    return lambda row: _wanted(files.get(row.key), row)
+    folder = key_of(str(Path(specs[0]).absolute())) + "/"  # a list may have named its files by absolute paths
+    return lambda row: _wanted(files.get(row.key) or files.get(row.key.removeprefix(folder)), row)
 
 
 def _wanted(file: SourceFile | None, row: Row) -> Wanted:

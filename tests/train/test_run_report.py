@@ -3,15 +3,15 @@ import json
 import math
 import re
 import shutil
-from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
-from mio_export.chart import Line, line_chart, number_label
 from mio_export.metrics import spectrum
+from mio_export.pages import Line, line_chart, number_label
 from mio_export.sample import read_sample
 from mio_export.train import evaluate, recipe_from_dict, train
 from mio_export.train.run_report import views_sheet, write_report

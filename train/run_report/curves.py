@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from mio_export.chart import Line, line_chart
-from mio_export.page import figure
+from mio_export.pages import Figure, Line, line_chart
 
 _CURVES = {
     "loss": (
@@ -69,8 +68,8 @@ _INFORMATION = {
 }
 
 
-def curve_figures(metrics: Sequence[Mapping[str, Any]], *, objective: str) -> list[str]:
-    """Return a figure, as HTML, of every known quantity that the metrics hold.
+def curve_figures(metrics: Sequence[Mapping[str, Any]], *, objective: str) -> list[Figure]:
+    """Return a figure of every known quantity that the metrics hold.
 
     Args:
         metrics: a mapping for each epoch; what is unknown, missing, null or not finite is passed over.
@@ -81,17 +80,17 @@ def curve_figures(metrics: Sequence[Mapping[str, Any]], *, objective: str) -> li
     return [figure for figure in figures if figure]
 
 
-def _curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, meaning: str) -> str:
+def _curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str, meaning: str) -> Figure | None:
     lines = []
     for name, column in (("features", key), ("projections", f"{key}_projections")):
         values = [(line["epoch"], line.get(column)) for line in metrics]
         points = [(epoch, value * (100 if "%" in title else 1)) for epoch, value in values if is_number(value)]
         lines += [Line(name=name, points=points)] if points else []
     if not lines:
-        return ""
+        return None
     limits = metrics[0]["epoch"], metrics[-1]["epoch"]
     chart = line_chart(lines, title=f"{title}, by epoch", x_label="epoch", x_limits=limits)
-    return figure(chart, meaning, title=title, keys=[line.name for line in lines])
+    return Figure(picture=chart, meaning=meaning, title=title, keys=[line.name for line in lines])
 
 
 def is_number(value: Any) -> TypeGuard[float]:

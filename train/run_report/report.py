@@ -1,19 +1,18 @@
 """The report of a training run: one HTML page that needs nothing beside it."""
 
-import base64
 import json
 import math
 from collections.abc import Iterable, Mapping
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mio_export.chart import Line, line_chart, number_label
+from markupsafe import Markup
+
 from mio_export.files import write_text
 from mio_export.metrics import HEADLINE_K
 from mio_export.models.checkpoint import DESCRIPTION, EVALUATION
-from mio_export.page import figure, html_page, section
+from mio_export.pages import Figure, Line, data_url, line_chart, number_label, render
 from mio_export.train.run_files import METRICS, RECIPE, REPORT, SPECTRUM, VIEWS
 from mio_export.train.run_report.curves import curve_figures, is_number
 from mio_export.train.run_report.scores import scores_table
@@ -42,18 +41,22 @@ def write_report(run: Path) -> Path:
     stored = _read_json(run / RECIPE)
     recipe, data = stored.get("recipe", {}), stored.get("data", {})
     metrics = _read_metrics(run / METRICS)
-    sections = [
-        _header(recipe, data, metrics),
-        _alarms(metrics),
-        _evaluation(_read_evaluation(run)),
-        _curves(metrics, str(recipe.get("objective"))),
-        _spectrum(_read_json(run / SPECTRUM)),
-        _views(run / VIEWS),
-        _settings(recipe, data),
-    ]
-    title = " · ".join([*_subject(recipe, data), "training report"])
+    subject = _subject(recipe, data)
+    page = render(
+        "training.html",
+        title=" · ".join([*subject, "training report"]),
+        subject=subject,
+        facts=_facts(recipe, metrics),
+        alarms=_alarms(metrics),
+        evaluation=_evaluation(_read_evaluation(run)),
+        curves=curve_figures(metrics, objective=str(recipe.get("objective"))),
+        spectrum=_spectrum(_read_json(run / SPECTRUM)),
+        views=_views(run / VIEWS),
+        settings=[*_flat(recipe), *_flat(data, "data.")],
+        made=_made(data),
+    )
     path = run / REPORT
-    write_text(path, html_page(title, sections))
+    write_text(path, page)
     return path
 
 
@@ -78,29 +81,28 @@ def _subject(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
     return [*[str(recipe[key]) for key in ("objective", "backbone") if key in recipe], *images]
 
 
-def _header(recipe: Mapping[str, Any], data: Mapping[str, Any], metrics: list[dict[str, Any]]) -> str:
+def _facts(recipe: Mapping[str, Any], metrics: list[dict[str, Any]]) -> list[str]:
     last: Mapping[str, Any] = metrics[-1] if metrics else {"epoch": 0}
-    facts = [f"epoch {last['epoch']:,}" + (f" of {recipe['epochs']:,}" if "epochs" in recipe else "")]
+    facts = [f"Epoch {last['epoch']:,}" + (f" of {recipe['epochs']:,}" if "epochs" in recipe else "")]
     facts += [f"step {last['step']:,}"] if "step" in last else []
     facts += [f"last loss {number_label(last['loss'])}"] if is_number(last.get("loss")) else []
     facts += [f"images of {recipe['image_size']} px"] if recipe.get("image_size") else []
-    subject = " <span>·</span> ".join(map(escape, _subject(recipe, data))) or "A run"
-    return f"<header><p>Training report</p><h1>{subject}</h1><p>{escape(', '.join(facts)).capitalize()}</p></header>"
+    return facts
 
 
-def _alarms(metrics: list[dict[str, Any]]) -> str:
+def _alarms(metrics: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Epochs by alarm."""
     epochs: dict[str, list[str]] = {}
     for line in metrics:
         if line.get("alarm"):
             epochs.setdefault(str(line["alarm"]), []).append(str(line["epoch"]))
-    items = [f"<p><strong>Alarm</strong> in epoch {', '.join(e)}: {escape(text)}</p>" for text, e in epochs.items()]
-    return f'<aside class="alarm">{"".join(items)}</aside>' if items else ""
+    return epochs
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> str:
+def _evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     scores, differences = evaluation.get("scores", {}), evaluation.get("differences") or {}
     if "trained" not in scores:
-        return ""
+        return None
     num_test, num_classes = evaluation["num_test"], evaluation.get("num_classes")
     notes = ["Good is above every baseline."]
     if num_classes:
@@ -111,60 +113,41 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
     notes.append("Copy recall@k is the share that are among the k nearest to their augmented copy; it needs no labels.")
     notes.append(f"A share of {num_test:,} images is uncertain by up to ±{98 / math.sqrt(num_test):.1f} points (95 %).")
     notes += ["A range beside a difference is its own 95 % interval."] if differences else []
-    return section(
-        "Evaluation",
-        f"<p>On {num_test:,} held-out images, in %; differences in points.</p>"
-        f'<div class="wide">{scores_table(scores, differences)}</div>'
-        f'<p class="note">{escape(" ".join(notes))}</p>{_failures(evaluation.get("failures", ()))}',
-    )
+    failures = list(evaluation.get("failures", ()))
+    more = len(failures) - _MOST_FAILURES
+    return {
+        "num_test": f"{num_test:,}",
+        "table": scores_table(scores, differences),
+        "notes": notes,
+        "num_failures": f"{len(failures):,}",
+        "failures": [*failures[:_MOST_FAILURES], *([f"and {more:,} more"] if more > 0 else [])],
+    }
 
 
-def _failures(failures: Iterable[str]) -> str:
-    failures = list(failures)
-    if not failures:
-        return ""
-    shown = failures[:_MOST_FAILURES]
-    more = [f"and {len(failures) - len(shown):,} more"] if len(failures) > len(shown) else []
-    items = "".join(f"<li>{escape(text)}</li>" for text in (*shown, *more))
-    return f"<details><summary>{len(failures):,} files could not be read</summary><ul>{items}</ul></details>"
-
-
-def _curves(metrics: list[dict[str, Any]], objective: str) -> str:
-    figures = "".join(curve_figures(metrics, objective=objective))
-    return section("Curves", f'<div class="grid">{figures}</div>') if figures else ""
-
-
-def _spectrum(spectra: Mapping[str, list[float]]) -> str:
+def _spectrum(spectra: Mapping[str, list[float]]) -> Figure | None:
     lines = [
         Line(name=name, points=[(index, max(value, _SPECTRUM_FLOOR)) for index, value in enumerate(values, start=1)])
         for name, values in spectra.items()
         if values
     ]
     if not lines:
-        return ""
+        return None
     limits = 1, max(len(line.points) for line in lines)
     title = "Singular values, descending, on a logarithmic axis"
     chart = line_chart(lines, title=title, x_label="index", x_limits=limits, log=True)
-    return section(
-        "Spectrum", f'<div class="beside">{figure(chart, _SPECTRUM_MEANING, keys=[line.name for line in lines])}</div>'
-    )
+    return Figure(picture=chart, meaning=_SPECTRUM_MEANING, keys=[line.name for line in lines])
 
 
-def _views(path: Path) -> str:
+def _views(path: Path) -> Figure | None:
     if not path.is_file():
-        return ""
-    source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    picture = f'<img src="{source}" alt="Training images, each above two augmented views of it">'
-    return section("Views", f'<div class="beside">{figure(picture, _VIEWS_MEANING)}</div>')
+        return None
+    picture = Markup('<img src="{}" alt="Training images, each above two augmented views of it">')
+    return Figure(picture=picture.format(data_url(path.read_bytes(), "PNG")), meaning=_VIEWS_MEANING)
 
 
-def _settings(recipe: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    pairs = [*_flat(recipe), *_flat(data, "data.")]
-    rows = "".join(f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in pairs)
-    table = f"<details><summary>All settings</summary><table>{rows}</table></details>" if rows else ""
+def _made(data: Mapping[str, Any]) -> list[str]:
     made = [f"mio-export {version('mio-export')}", f"PyTorch {version('torch')}"]
-    made += [f"data {str(data['sha256'])[:12]}"] if "sha256" in data else []
-    return f"<footer>{table}<p>{escape(' · '.join(made))}</p></footer>"
+    return made + ([f"data {str(data['sha256'])[:12]}"] if "sha256" in data else [])
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -1,17 +1,19 @@
 """The table of an evaluation: the trained encoder among its baselines, and what it gained on them."""
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from mio_export.metrics import HEADLINE_K
+from mio_export.pages import Cell, Row, render
 from mio_export.train.run_report.curves import is_number
 
 _BASELINES = ("raw pixels", "PCA", "untrained")
 _KNN = f"kNN\u00a0(k={HEADLINE_K})"
 
 
-def scores_table(scores: Mapping[str, Any], differences: Mapping[str, Any]) -> str:
+def scores_table(scores: Mapping[str, Any], differences: Mapping[str, Any]) -> Markup:
     """Return the table as HTML: baselines, trained, its gains in points, then whatever else was scored.
 
     Args:
@@ -22,15 +24,14 @@ def scores_table(scores: Mapping[str, Any], differences: Mapping[str, Any]) -> s
     measures = list(rows["trained"])
     first = [name for name in _BASELINES if name in rows]
     rest = [name for name in rows if name not in (*first, "trained")]
-    lines = [_row(name, [_percent(rows[name].get(measure)) for measure in measures]) for name in first]
-    lines.append(_row("trained", [_percent(rows["trained"][measure]) for measure in measures], css="trained"))
+    lines = [Row(name, [_percent(rows[name].get(measure)) for measure in measures]) for name in first]
+    lines.append(Row("trained", [_percent(rows["trained"][measure]) for measure in measures], "trained"))
     for label, others in (("over untrained", ["untrained"]), ("over best baseline", first)):
         rivals = [{name: rows[name][m] for name in others if m in rows.get(name, {})} for m in measures]
         gains = [_gain(m, rows["trained"][m], values, differences) for m, values in zip(measures, rivals, strict=True)]
-        lines.append(_row(label, gains, css="gain"))
-    lines += [_row(name, [_percent(rows[name].get(measure)) for measure in measures]) for name in rest]
-    heads = "".join(f'<th scope="col">{escape(measure)}</th>' for measure in measures)
-    return f'<table class="scores"><thead><tr><td></td>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+        lines.append(Row(label, gains, "gain"))
+    lines += [Row(name, [_percent(rows[name].get(measure)) for measure in measures]) for name in rest]
+    return render("scores.html", heads=measures, rows=lines)
 
 
 def _measures(row: Mapping[str, Any]) -> dict[str, float]:
@@ -45,25 +46,20 @@ def _measures(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in cells.items() if is_number(value)}
 
 
-def _gain(measure: str, trained: float, rivals: Mapping[str, float], differences: Mapping[str, Any]) -> str:
+def _gain(measure: str, trained: float, rivals: Mapping[str, float], differences: Mapping[str, Any]) -> Cell:
     """The lead over the best of the rivals, green or red, with its interval if there is one."""
     if not rivals:
-        return "–"
+        return Cell("–")
     best = max(rivals, key=lambda name: rivals[name])
     gain = 100 * (trained - rivals[best])
     css = "up" if round(gain, 1) > 0 else "down" if round(gain, 1) < 0 else ""
     interval = differences.get(best) if measure == _KNN else None
-    ends = f" <small>{_points(100 * interval['low'])} to {_points(100 * interval['high'])}</small>" if interval else ""
-    return f'<span class="{css}">{_points(gain)}</span>{ends}'
+    ends = f"{_points(100 * interval['low'])} to {_points(100 * interval['high'])}" if interval else ""
+    return Cell(_points(gain), css, ends)
 
 
-def _row(name: str, cells: list[str], *, css: str = "") -> str:
-    values = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr class="{css}"><th scope="row">{escape(name)}</th>{values}</tr>'
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
+def _percent(share: float | None) -> Cell:
+    return Cell("–" if share is None else f"{100 * share:.1f}")
 
 
 def _points(gain: float) -> str:

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 360, 194
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 306, 8, 168
@@ -37,7 +38,7 @@ class _Axis:
 
 def line_chart(
     lines: Sequence[Line], *, title: str, x_label: str, x_limits: tuple[float, float], log: bool = False
-) -> str:
+) -> Markup:
     """Draw lines over one pair of axes as an SVG element without colours of its own.
 
     A style sheet colours the classes ``axis``, ``tick`` and ``line-0``, ``line-1``, … The last value of each line is
@@ -53,25 +54,19 @@ def line_chart(
     """
     values = [value for line in lines for _, value in line.points]
     x, y = _x_axis(*x_limits), _log_axis(values) if log else _y_axis(values)
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *[_text(_LEFT - 8, y.at(value) + 4, label, anchor="end") for value, label in y.ticks],
-        *[f'<path class="axis" d="M{_LEFT} {y.at(value):.1f}H{_RIGHT}"/>' for value, _ in y.ticks],
-        *[_text(x.at(value), _BOTTOM + 21, label, anchor="middle") for value, label in x.ticks],
-        _text(_LEFT - 8, _BOTTOM + 21, x_label, anchor="end"),
-    ]
+    parts = [*_axes(x, y), _text(_LEFT - 8, _BOTTOM + 21, x_label, anchor="end")]
     ends = []
     for number, line in enumerate(lines):
         drawn = [(x.at(a), y.at(math.log10(b) if log else b)) for a, b in line.points]
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in drawn)
-        parts.append(f'<path class="line line-{number}" d="M{path}"/>')
+        parts.append(Markup('<path class="line line-{}" d="M{}"/>').format(number, path))
         ends.append((*drawn[-1], number, number_label(line.points[-1][1])))
-    return "".join([*parts, *([] if log else _last_values(ends)), "</svg>"])
+    return _svg(title, [*parts, *([] if log else _last_values(ends))])
 
 
 def log_histogram(
     values: Sequence[float], *, title: str, limits: tuple[int, int], mark: tuple[float, str] | None
-) -> str:
+) -> Markup:
     """Draw how many values lie in each quarter of a decade, as an SVG element without colours of its own.
 
     A style sheet colours the classes ``axis``, ``tick``, ``bar`` and ``mark``. What lies outside the limits, 0 among
@@ -91,25 +86,37 @@ def log_histogram(
     decades = [(n, "10" + str(n).translate(_SUPERSCRIPTS) if n else "1") for n in range(limits[0], limits[1] + 1)]
     x = _Axis(low=limits[0], high=limits[1], ticks=decades, start=_LEFT, end=_WIDTH - 8)
     y = _y_axis([0, max(*counts, 4)])
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">']
-    parts += [_text(_LEFT - 8, y.at(value) + 4, label, anchor="end") for value, label in y.ticks]
-    parts += [f'<path class="axis" d="M{_LEFT} {y.at(value):.1f}H{x.end}"/>' for value, _ in y.ticks]
-    parts += [_text(x.at(value), _BOTTOM + 21, label, anchor="middle") for value, label in x.ticks]
+    parts = _axes(x, y)
     width = (x.end - x.start) / bins
     for place, count in enumerate(counts):
         if count:
             left, top = x.start + place * width, y.at(count)
-            box = f'x="{left + 0.5:.1f}" y="{top:.1f}" width="{width - 1:.1f}" height="{_BOTTOM - top:.1f}"'
-            parts.append(f'<rect class="bar" {box}/>')
-    return "".join([*parts, _marked(x, *mark) if mark else "", "</svg>"])
+            bar = Markup('<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>')
+            parts.append(bar.format(left + 0.5, top, width - 1, _BOTTOM - top))
+    return _svg(title, [*parts, *([_marked(x, *mark)] if mark else [])])
 
 
-def _marked(x: _Axis, value: float, name: str) -> str:
+def _svg(title: str, parts: Sequence[Markup]) -> Markup:
+    svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>')
+    return svg.format(_WIDTH, _HEIGHT, title, Markup().join(parts))
+
+
+def _axes(x: _Axis, y: _Axis) -> list[Markup]:
+    """Ticks of both and the lines across."""
+    across = Markup('<path class="axis" d="M{} {:.1f}H{}"/>')
+    return [
+        *[_text(_LEFT - 8, y.at(value) + 4, label, anchor="end") for value, label in y.ticks],
+        *[across.format(_LEFT, y.at(value), x.end) for value, _ in y.ticks],
+        *[_text(x.at(value), _BOTTOM + 21, label, anchor="middle") for value, label in x.ticks],
+    ]
+
+
+def _marked(x: _Axis, value: float, name: str) -> Markup:
     """A dashed vertical line with its name on the side that has room."""
     at = min(max(x.at(math.log10(value)), x.start), x.end)
     left = at > (x.start + x.end) / 2
-    name = _text(at + (-5 if left else 5), _TOP + 8, name, anchor="end" if left else "start", css="mark-name")
-    return f'<path class="mark" d="M{at:.1f} {_TOP}V{_BOTTOM}"/>{name}'
+    label = _text(at + (-5 if left else 5), _TOP + 8, name, anchor="end" if left else "start", css="mark-name")
+    return Markup('<path class="mark" d="M{:.1f} {}V{}"/>{}').format(at, _TOP, _BOTTOM, label)
 
 
 def number_label(value: float) -> str:
@@ -155,19 +162,21 @@ def _step(span: float, count: int) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power * count >= span * (1 - 1e-9))
 
 
-def _last_values(ends: Sequence[tuple[float, float, int, str]]) -> list[str]:
+def _last_values(ends: Sequence[tuple[float, float, int, str]]) -> list[Markup]:
     """A dot at each line's end and its value to the right, moved down where two values would overlap."""
+    dot = Markup('<circle class="dot line-{}" cx="{:.1f}" cy="{:.1f}" r="3"/>')
     parts, free = [], -math.inf
     for x, y, number, label in sorted(ends, key=lambda end: end[1]):
         free = max(y + 4, free)
-        parts.append(f'<circle class="dot line-{number}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
+        parts.append(dot.format(number, x, y))
         parts.append(_text(x + 7, free, label, css=f"value line-{number}"))
         free += _LABEL_HEIGHT
     return parts
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", css: str = "tick") -> str:
-    return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, *, anchor: str = "start", css: str = "tick") -> Markup:
+    element = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
+    return element.format(css, x, y, anchor, text)
 
 
 def _typeset(text: str) -> str:
