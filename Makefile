@@ -13,7 +13,7 @@ PEERS_READY := .peers/.ready
 
 TRITON_READY := .venv-triton/.ready
 
-.PHONY: setup demo test chromium check format evidence peers gpu clean
+.PHONY: setup demo test chromium check format docs evidence peers gpu clean
 
 setup: $(READY)
 
@@ -45,6 +45,15 @@ chromium:
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# the site, in an environment of its own, as site/; a broken link is an error
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
+.venv-docs/.ready: docs/requirements.txt
+	$(PYTHON) -m venv --clear .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	touch .venv-docs/.ready
 
 # other tools that benchmarks compare with, in an environment of their own; later ones of perf_analyzer need glibc 2.38
 peers: setup $(PEERS_READY)
@@ -84,4 +93,4 @@ gpu: setup
 	$(BIN)/python -m pytest -m gpu -s
 
 clean:
-	rm -rf .venv .venv-triton .peers build dist *.egg-info mio-quickstart .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-triton .venv-docs .peers site build dist *.egg-info mio-quickstart .mypy_cache .pytest_cache .ruff_cache

@@ -158,8 +158,6 @@ def peer_loop(backbone: str, size: int, channels: int, batch_size: int) -> float
     """Seconds a step end to end with torchvision's pipeline and lightly's NT-Xent, the same model and optimiser."""
     from lightly.loss import NTXentLoss
 
-    from mio_export.train.module import project
-
     module, optimizer = module_for("simclr", backbone, size, channels)
     loss, loader = NTXentLoss(0.2), torchvision_pipeline(images(4 * batch_size, size, channels), batch_size)
     times, start = [], time.perf_counter()
@@ -167,7 +165,7 @@ def peer_loop(backbone: str, size: int, channels: int, batch_size: int) -> float
 
     for first, second in loader:
         optimizer.zero_grad()
-        z0, z1 = project(module.online, torch.cat([first, second])).chunk(2)
+        z0, z1 = module.online(torch.cat([first, second])).chunk(2)
         loss(z0, z1).backward()
         optimizer.step()
         times.append(time.perf_counter() - start)

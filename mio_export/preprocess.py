@@ -117,7 +117,8 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contract as JSON-ready values."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
     def decode(self, data: bytes, *, scaled: bool = False) -> Pixels:
         """Decode an image file.

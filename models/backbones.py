@@ -154,12 +154,12 @@ def _timm(name: str, channels: int, stem: Stem, *, asked: bool) -> Backbone:
         raise UsageError(f"neither torchvision nor timm has a model {name!r}{_nearest(name, names)}")
     if stem == "small":
         raise UsageError(f"backbone {name!r} from timm has no small stem")
-    module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    module: Any = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
     config = resolve_model_data_config(module)
     return Backbone(
         name=f"timm/{name}",
         module=module,
-        feature_dim=int(getattr(module, "head_hidden_size", None) or module.num_features),  # type: ignore[arg-type]
+        feature_dim=int(getattr(module, "head_hidden_size", None) or module.num_features),
         preprocess=_timm_preprocess(config),
         inexpressible=_timm_inexpressible(config),
     )

@@ -6,11 +6,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightly.models.utils import deactivate_requires_grad, update_momentum
-from torch import Tensor, nn
+from torch import Tensor
 
 from mio_export.bundle import ProjectorSpec
 from mio_export.models import Encoder
 from mio_export.models.projection_head import build_prediction_head, build_projector
+from mio_export.train.branch import Branch
 from mio_export.train.objectives.registry import OBJECTIVES, build_objective
 from mio_export.train.optimizers import build_optimizer, build_schedule
 from mio_export.train.recipe import Recipe
@@ -36,16 +37,24 @@ class SelfSupervised(pl.LightningModule):
         super().__init__()
         self.recipe = recipe
         self._num_batches = num_batches
-        head = build_projector(encoder.spec.embedding_dim, projector_spec(recipe))
         spec = OBJECTIVES[recipe.objective]
-        self.online = nn.ModuleDict({"encoder": encoder, "head": head})
-        self.target: nn.ModuleDict | None = None
+        objective = build_objective(recipe.objective, output_dim=recipe.output_dim, arguments=recipe.loss)
+        self.projector_spec = ProjectorSpec(
+            hidden_dim=recipe.hidden_dim,
+            output_dim=recipe.output_dim,
+            num_layers=recipe.num_layers,
+            norm=recipe.head_norm,
+            ordered=bool(objective.ordered),
+            keep=recipe.output_dim,
+        )
+        self.online = Branch(encoder, build_projector(encoder.spec.embedding_dim, self.projector_spec))
+        self.target: Branch | None = None
         if spec.target == "average":
             self.target = copy.deepcopy(self.online)
             deactivate_requires_grad(self.target)
         self.predictor = build_prediction_head(spec.predictor, dim=recipe.output_dim, hidden_dim=recipe.hidden_dim)
         self.stops_gradient = spec.target == "online"
-        self.objective = build_objective(recipe.objective, output_dim=recipe.output_dim, arguments=recipe.loss)
+        self.objective = objective
         self.to(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
@@ -57,18 +66,16 @@ class SelfSupervised(pl.LightningModule):
     @property
     def view_size(self) -> int:
         """Side of a view in pixels; stored images may be larger."""
-        encoder = self.online["encoder"]
-        assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
-        return encoder.preprocess.image_size
+        return self.online.encoder.preprocess.image_size
 
     def compare(self, view_0: Tensor, view_1: Tensor) -> Tensor:
         """Return the loss of two views of each image, shape (N, C, H, W), float pixels in [0, 255]."""
         views = torch.cat([view_0, view_1]).contiguous(memory_format=torch.channels_last)
-        projections = project(self.online, views)
+        projections = self.online(views)
         compared = [self.predictor(projections)]
         if self.target is not None:
             with torch.no_grad():
-                compared.append(project(self.target, views))
+                compared.append(self.target(views))
         elif self.stops_gradient:
             compared.append(projections.detach())
         with torch.autocast(views.device.type, enabled=False):
@@ -94,23 +101,3 @@ class SelfSupervised(pl.LightningModule):
     def _batch_seed(self, batch_index: int) -> int:
         number = self.current_epoch * self._num_batches + batch_index
         return self.recipe.seed * _SEEDS_APART + self.global_rank * _RANKS_APART * _SEEDS_APART + number
-
-
-def project(branch: nn.ModuleDict, views: Tensor) -> Tensor:
-    """Return projections, shape (2N, D), of views given as float pixels in [0, 255]."""
-    encoder = branch["encoder"]
-    assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
-    projections: Tensor = branch["head"](encoder.embed_pixels(views))
-    return projections
-
-
-def projector_spec(recipe: Recipe) -> ProjectorSpec:
-    """Return what a recipe says of the projection head."""
-    return ProjectorSpec(
-        hidden_dim=recipe.hidden_dim,
-        output_dim=recipe.output_dim,
-        num_layers=recipe.num_layers,
-        norm=recipe.head_norm,
-        ordered=recipe.objective == "minc" and bool(recipe.loss.get("ordered", False)),
-        keep=recipe.output_dim,
-    )

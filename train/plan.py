@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mio_export.errors import UsageError
-from mio_export.models import Encoder, build_encoder
+from mio_export.models import build_encoder
 from mio_export.preprocess import Preprocess
 from mio_export.train.data import Geometry
-from mio_export.train.module import SelfSupervised, project
+from mio_export.train.module import SelfSupervised
 from mio_export.train.recipe import Recipe
 
 _SMALL_IMAGE = 64
@@ -91,8 +91,7 @@ def plan(recipe: Recipe, *, num_images: int | None, num_devices: int = 1) -> Pla
     """Work out what a settled recipe costs; nothing is trained, and no tensor of a batch's size is made."""
     with torch.random.fork_rng(devices=[]):
         module = build_module(recipe, contract(recipe), num_batches=1).to("meta")
-    encoder = module.online["encoder"]
-    assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
+    encoder = module.online.encoder
     size = {name: _num_parameters(part) for name, part in (("encoder", encoder), ("all", module.online))}
     predictor = _num_parameters(module.predictor)
     trained = size["all"] + predictor
@@ -118,9 +117,7 @@ def plan(recipe: Recipe, *, num_images: int | None, num_devices: int = 1) -> Pla
 
 def _cost_of_an_image(module: SelfSupervised) -> tuple[int, int]:
     """Bytes kept for the backward pass and operations of a whole step, for the two views of one image."""
-    encoder = module.online["encoder"]
-    assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
-    height, width, channels = encoder.preprocess.shape
+    height, width, channels = module.online.encoder.preprocess.shape
     views = torch.empty(2 * _PROBED_IMAGES, channels, height, width, device="meta")
     held = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     kept: list[int] = []
@@ -132,7 +129,7 @@ def _cost_of_an_image(module: SelfSupervised) -> tuple[int, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as flops:
-        module.predictor(project(module.online, views))
+        module.predictor(module.online(views))
     passes = 3 if module.target is None else 4  # a backward pass costs two forward ones
     return sum(kept) // _PROBED_IMAGES, passes * flops.get_total_flops() // _PROBED_IMAGES
 

@@ -114,7 +114,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON-ready values."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:

@@ -1,7 +1,6 @@
 """What a training run leaves behind: a line of metrics for each epoch, the encoder, checkpoints."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +12,14 @@ from torch import Tensor
 from mio_export.bundle import Training, TrainingData
 from mio_export.errors import GateError, MioError
 from mio_export.files import write_text
-from mio_export.models import Encoder, save_encoder
+from mio_export.models import save_encoder
 from mio_export.models.checkpoint import save_head
 from mio_export.progress import Progress, Task
 from mio_export.train.checkpoints import Checkpoints
 from mio_export.train.data import ImageSet
 from mio_export.train.loader import EpochBatches
-from mio_export.train.module import SelfSupervised, projector_spec
+from mio_export.train.module import SelfSupervised
+from mio_export.train.objectives.registry import monitored_quantities
 from mio_export.train.online import online_scores
 from mio_export.train.run_files import METRICS
 from mio_export.train.watchdog import Watchdog
@@ -126,18 +126,19 @@ class Recorder(pl.Callback):
         """A line of ``metrics.jsonl``."""
         self._join_losses(trainer)
         loss = float(torch.stack(self._losses).double().mean())
-        estimate: Callable[..., float | None] = module.objective.mutual_information  # type: ignore[assignment]
         found = self._watchdog.look(module)
         epoch, every = trainer.current_epoch + 1, self._recording.evaluate_every
         scores = {}
         if every and epoch % every == 0 and trainer.is_global_zero:
-            scores = online_scores(_encoder(module), self._images)
+            scores = online_scores(module.online.encoder, self._images)
         return {
             "epoch": epoch,
             "step": trainer.global_step,
             "loss": loss,
-            "mutual_information": estimate(loss, num_images=self._batches.batch_size),
+            "mutual_information": module.objective.mutual_information(loss, num_images=self._batches.batch_size),
             **asdict(found.health),
+            **dict.fromkeys(monitored_quantities()),
+            **found.measures,
             **scores,
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "alarm": found.alarm,
@@ -151,8 +152,8 @@ class Recorder(pl.Callback):
         shown = "" if information is None else f"MI {information:.2f}, "
         self._task.advance(0, note=f"loss {metrics['loss']:.3f}, {shown}rank {metrics['effective_rank']:.0f}")
         training = Training(recipe=module.recipe.to_dict(), data=self._data, last=metrics)
-        head = save_head(self._recording.run, module.online["head"], projector_spec(module.recipe))
-        save_encoder(self._recording.run, _encoder(module), training=training, head=head)
+        head = save_head(self._recording.run, module.online.head, module.projector_spec)
+        save_encoder(self._recording.run, module.online.encoder, training=training, head=head)
 
     def _report(self, metrics: dict[str, Any]) -> None:
         """Say what the watchdog found, and stop if that was asked for."""
@@ -183,9 +184,3 @@ class Recorder(pl.Callback):
             f" {len(rows) - 3:,} others); lower learning_rate or use fp32; what earlier epochs made is in"
             f" {self._recording.run}"
         )
-
-
-def _encoder(module: SelfSupervised) -> Encoder:
-    encoder = module.online["encoder"]
-    assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
-    return encoder

@@ -198,7 +198,7 @@ def _fit(
                 images,
                 data=identity,
                 batches=batches,
-                watchdog=Watchdog(clean),
+                watchdog=Watchdog(clean, module.objective.monitor()),
                 progress=progress,
                 task=task,
             )
@@ -210,9 +210,7 @@ def _fit(
     module.cpu()
     if trainer.is_global_zero:
         write_outputs(recording.run, module, clean)
-    encoder = module.online["encoder"]
-    assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
-    return encoder
+    return module.online.encoder
 
 
 def _by_torchrun() -> tuple[int, int] | None:

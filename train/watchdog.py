@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -11,12 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mio_export.metrics import effective_rank
-from mio_export.models import Encoder
 from mio_export.preprocess import Pixels
-from mio_export.train.module import SelfSupervised, project
-from mio_export.train.objectives.minc import MINCLoss
-from mio_export.train.objectives.norms import apply_norm
-from mio_export.train.objectives.second_moment import SecondMomentGuard, second_moment_lag
+from mio_export.train.module import SelfSupervised
+from mio_export.train.objectives import Monitor
 from mio_export.train.views import two_views
 
 NUM_CLEAN = 256
@@ -24,7 +21,6 @@ _VIEW_SEED = 20_210
 _CONSTANT = 0.3
 _NARROW = 0.2
 _VANISHED = 1e-3
-_STALE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +41,6 @@ class Health:
     """Mean squared distance of an image's normalised projection from that of a view of it (Wang and Isola 2020)."""
     uniformity: float
     """Log of the mean Gaussian potential of pairs of normalised projections (Wang and Isola 2020); low is spread."""
-    second_moment_lag: float | None = None
-    """ρ of MINC's Λ; see ``second_moment_lag``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +48,12 @@ class Findings:
     """What a look at an encoder in training gave."""
 
     health: Health
+    measures: Mapping[str, float]
+    """What the objective's monitor measured."""
     alarm: str | None
     """The kind of collapse and the measure that shows it, in one line."""
     guard: str | None
-    """What the guard of MINC's Λ did, in one line."""
+    """What the objective's monitor did about its measures, in one line."""
 
 
 class Watchdog:
@@ -65,58 +61,55 @@ class Watchdog:
 
     Args:
         clean: training images, uint8, shape (N, H, W, C).
+        monitor: the objective's own.
     """
 
-    def __init__(self, clean: Pixels) -> None:
+    def __init__(self, clean: Pixels, monitor: Monitor) -> None:
         self._clean = torch.from_numpy(clean)
+        self._monitor = monitor
         self._untrained: dict[str, Any] | None = None
-        self._guard = SecondMomentGuard()
 
     def start(self, module: SelfSupervised) -> None:
         """Measure the untrained encoder, unless this run was begun before."""
         if self._untrained is None:
-            self._untrained = asdict(self._measure(module))
+            self._untrained = asdict(self._health(module, *self._images(module)))
 
     def look(self, module: SelfSupervised) -> Findings:
-        """Measure, name a collapse if there is one, and let the guard act on Λ."""
-        health = self._measure(module)
+        """Measure, name a collapse if there is one, and let the monitor act on the objective."""
         assert self._untrained is not None  # started
-        alarm = diagnosis(health, Health(**self._untrained), output_dim=module.recipe.output_dim)
-        return Findings(health=health, alarm=alarm, guard=self._guarded(module, health))
+        clean, views = self._images(module)
+        health, measures = self._health(module, clean, views), self._measures(module, views)
+        untrained = Health(**{field.name: self._untrained[field.name] for field in fields(Health)})
+        alarm = diagnosis(health, untrained, output_dim=module.recipe.output_dim)
+        return Findings(
+            health=health,
+            measures=measures,
+            alarm=alarm or self._monitor.alarm(measures),
+            guard=self._monitor.intervene(measures),
+        )
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values."""
-        return {"untrained": self._untrained, "num_above": self._guard.num_above}
+        return {"untrained": self._untrained, **self._monitor.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take up what ``state`` gave."""
-        self._untrained, self._guard.num_above = state["untrained"], state["num_above"]
+        self._untrained = state["untrained"]
+        self._monitor.load(state)
 
-    def _guarded(self, module: SelfSupervised, health: Health) -> str | None:
-        if health.second_moment_lag is None:
-            return None
-        loss = module.objective
-        assert isinstance(loss, MINCLoss)  # the only loss with a lag
-        if not self._guard.observe(loss, health.second_moment_lag):
-            return None
-        return (
-            f"Λ was {health.second_moment_lag:.0%} away from the encoder's own second moment twice running;"
-            f" its memory was halved, to {1 / (1 - float(loss.decay)):.3g} steps"
-        )
-
-    def _measure(self, module: SelfSupervised) -> Health:
+    def _images(self, module: SelfSupervised) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The clean images and two views of each, float pixels in [0, 255], shape (N, C, H, W)."""
         images = self._clean.to(module.device)
-        clean = images.permute(0, 3, 1, 2).float()
         generator = torch.Generator(module.device).manual_seed(_VIEW_SEED)
         views = two_views(images, module.recipe.views, generator, size=module.view_size)
-        clean = _resized(clean, views[0])
-        encoder, head = module.online["encoder"], module.online["head"]
-        assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
+        return _resized(images.permute(0, 3, 1, 2).float(), views[0]), views
+
+    def _health(self, module: SelfSupervised, clean: Tensor, views: tuple[Tensor, Tensor]) -> Health:
         with _undisturbed(module.online), torch.no_grad():
             module.online.eval()
-            features = encoder.embed_pixels(clean).float()
-            projections = head(features).float()
-            viewed = project(module.online, views[0]).float()
+            features = module.online.encoder.embed_pixels(clean).float()
+            projections = module.online.head(features).float()
+            viewed = module.online(views[0]).float()
         return Health(
             effective_rank=effective_rank(features.cpu().numpy()),
             effective_rank_projections=effective_rank(projections.cpu().numpy()),
@@ -125,8 +118,16 @@ class Watchdog:
             norm_projections=float(projections.norm(dim=1).mean()),
             alignment=float((F.normalize(projections) - F.normalize(viewed)).square().sum(dim=1).mean()),
             uniformity=float(torch.pdist(F.normalize(projections)).square().mul(-2).exp().mean().log()),
-            second_moment_lag=_lag(module, views),
         )
+
+    def _measures(self, module: SelfSupervised, views: tuple[Tensor, Tensor]) -> dict[str, float]:
+        """What the monitor measures, with batch norm as in training, since that is what the objective sees."""
+        if not module.objective.monitored:
+            return {}
+        branch = module.online if module.target is None else module.target
+        with _undisturbed(branch), torch.no_grad():
+            branch.train()
+            return self._monitor.measure(branch(torch.cat(views)))
 
 
 def diagnosis(now: Health, untrained: Health, *, output_dim: int) -> str | None:
@@ -153,30 +154,12 @@ def diagnosis(now: Health, untrained: Health, *, output_dim: int) -> str | None:
             f"dimensional collapse: projections use {rank:.1f} directions of {possible:.1f} that features and width"
             " allow; lower learning_rate, or take a larger batch_size"
         )
-    if now.second_moment_lag is not None and not now.second_moment_lag <= _STALE:
-        return (
-            f"stale second moment: Λ is {now.second_moment_lag:.0%} away from the encoder's own;"
-            " lower learning_rate or loss.second_moment_decay"
-        )
     return None
 
 
 def _spread(rows: Tensor) -> float:
     """Mean deviation of the L2-normalised rows' columns, times √d."""
     return float(F.normalize(rows, dim=1).std(dim=0).mean() * math.sqrt(rows.shape[1]))
-
-
-def _lag(module: SelfSupervised, views: tuple[Tensor, Tensor]) -> float | None:
-    """ρ of Λ on the views, with batch norm as in training, since that is where Λ comes from."""
-    loss = module.objective
-    if not isinstance(loss, MINCLoss) or module.target is None:
-        return None
-    with _undisturbed(module.target), torch.no_grad():
-        module.target.train()
-        phi = apply_norm(project(module.target, torch.cat(views)), loss.norm, loss.scale)
-    halves = (phi[0::2], phi[1::2])  # different images: views of one follow the images of the other
-    fresh = [half.T @ half / len(half) for half in halves]
-    return second_moment_lag(loss.corrected_second_moment(phi.dtype), (fresh[0], fresh[1]))
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class Journal:
     """
 
     def __init__(self, *, access_log: bool) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()
         self._registry = own = CollectorRegistry()
         self._requests = Counter("mio_requests", "Requests", ("model", "protocol", "outcome"), registry=own)
         self._seconds = Histogram("mio_request_seconds", "Time to answer", ("model",), registry=own, buckets=_SECONDS)
@@ -97,7 +97,7 @@ class Journal:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(registry)
         return generate_latest(registry)
 
     def close(self) -> None:

@@ -198,7 +198,7 @@ class Server:
         assert worker.process.stdin is not None
         worker.process.stdin.close()
         status, state = worker.process.wait(), worker.state
-        mark_process_dead(worker.process.pid, self._folder)  # type: ignore[no-untyped-call]
+        mark_process_dead(worker.process.pid, self._folder)
         if self._is_ending:
             self._num_open += state.get("num_open", 1 if state.get("ready") else 0)
             return

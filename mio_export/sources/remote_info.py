@@ -27,7 +27,8 @@ def looked_up(filesystem: Any, path: str) -> Mapping[str, Any]:
 
     def look() -> Mapping[str, Any]:
         filesystem.invalidate_cache(path)
-        return filesystem.info(path)  # type: ignore[no-any-return]
+        info: Mapping[str, Any] = filesystem.info(path)
+        return info
 
     return asked(look)
 

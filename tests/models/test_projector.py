@@ -89,7 +89,7 @@ def test_the_untrained_twin_is_where_the_run_began(ordered_run):
     torch.manual_seed(4)
     begun = SelfSupervised(build_encoder("small", encoder.preprocess, stem="small"), recipe, num_batches=1).online
     twin = encoder.untrained(seed=4)
-    for module, other in ((begun["encoder"].backbone, twin.backbone), (begun["head"], twin.projector)):
+    for module, other in ((begun.encoder.backbone, twin.backbone), (begun.head, twin.projector)):
         assert all(torch.equal(value, other.state_dict()[name]) for name, value in module.state_dict().items())
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mio_export.errors import MioError, UsageError
+from mio_export.files import sha256_file
 from mio_export.models import load_encoder
 from mio_export.progress import Progress
 from mio_export.sample import read_sample
@@ -127,6 +128,34 @@ def test_an_interrupted_run_resumes_to_the_same_weights(data, tmp_path, objectiv
     before = contents(tmp_path / "run")
     train(recipe, data, tmp_path / "run", resume=True)  # a finished run is left as it is
     assert contents(tmp_path / "run") == before
+
+
+def as_first_written(state):
+    """A checkpoint's state as version 0.1.0 wrote it; its weights are held to the names that they had there."""
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    layers = ["0.weight", "3.weight", *(f"{layer}.{name}" for layer in (1, 4) for name in norm)]
+    names = {f"{branch}.head.layers.{layer}" for branch in ("online", "target") for layer in layers}
+    names |= {f"objective.{name}" for name in ("second_moment", "weight", "decay")}
+    backbone = {name for name in state["state_dict"] if name.startswith(("online.encoder.", "target.encoder."))}
+    assert state["state_dict"].keys() - backbone == names
+    assert "online.encoder.backbone.blocks.0.0.weight" in backbone
+    (recorder,) = state["callbacks"].values()
+    health = {field.name: recorder["watchdog"]["untrained"][field.name] for field in fields(Health)}
+    watchdog = {"untrained": {**health, "second_moment_lag": 1.0}, "num_above": 0}
+    return {**state, "callbacks": {"Recorder": {**recorder, "watchdog": watchdog}}}
+
+
+def test_a_checkpoint_of_the_first_version_is_resumed(data, tmp_path, monkeypatch):
+    recipe = recipe_from_dict({**TINY, "objective": "minc"})
+    train(recipe, data, tmp_path / "whole")
+    train_until((2, 1), recipe, data, tmp_path / "run", monkeypatch)
+    checkpoints = Checkpoints(tmp_path / "run")
+    newest = checkpoints.latest(Progress())
+    checkpoints.clear()
+    torch.save(as_first_written(newest.state), newest.path)
+    newest.path.rename(newest.path.with_name(f"step-000000008-{sha256_file(newest.path)[:16]}.ckpt"))
+    train(recipe, data, tmp_path / "run", resume=True)
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(data, tmp_path, monkeypatch):

@@ -1,14 +1,16 @@
 """MINC: the spectral optimum by power iteration, without pairwise comparisons."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mio_export.errors import UsageError
+from mio_export.train.objectives.base import Objective, Quantity
 from mio_export.train.objectives.distributed import JoinedBatch, sum_over_processes
 from mio_export.train.objectives.norms import Norm, apply_norm, check_norm
+from mio_export.train.objectives.second_moment import LAG, SecondMomentMonitor
 
 
-class MINCLoss(nn.Module):
+class MINCLoss(Objective):
     """MINC, as derived from the description in arXiv 2504.16667 and proved on a finite oracle (``tests/train``).
 
     The second-moment matrix Λ ≈ E[φ̄ φ̄ᵀ] of the target features stands for all other images, so that no pair is ever
@@ -37,6 +39,11 @@ class MINCLoss(nn.Module):
         UsageError: an argument is out of its range.
     """
 
+    information = Quantity(
+        title="Mutual information, χ²",
+        meaning="−L − 1, an estimate, not a bound, of what the two views tell of each other. Should rise.",
+    )
+    monitored = LAG
     second_moment: Tensor
     weight: Tensor
     decay: Tensor
@@ -70,8 +77,8 @@ class MINCLoss(nn.Module):
             target_1: target projections of the second views, same shape.
         """
         batch = JoinedBatch.of(online_0)
-        online = [apply_norm(z, self.norm, self.scale) for z in (online_0, online_1)]
-        targets = [apply_norm(z.detach(), self.norm, self.scale) for z in (target_0, target_1)]
+        online = [self.features(z) for z in (online_0, online_1)]
+        targets = [self.features(z.detach()) for z in (target_0, target_1)]
         if self.training:
             self._update(torch.cat(targets), 2 * batch.num_images)
         moment = self.corrected_second_moment(online[0].dtype)
@@ -83,6 +90,14 @@ class MINCLoss(nn.Module):
         """Return −L − 1, an estimate of the χ² mutual information of the views, from the value of the loss."""
         del num_images
         return -value - 1
+
+    def monitor(self) -> SecondMomentMonitor:
+        """Return the monitor of Λ."""
+        return SecondMomentMonitor(self)
+
+    def features(self, projections: Tensor) -> Tensor:
+        """Return φ, what Λ is the second moment of, of projections, both of shape (N, D)."""
+        return apply_norm(projections, self.norm, self.scale)
 
     @torch.no_grad()
     def halve_memory(self) -> None:

@@ -12,7 +12,7 @@ from mio_export.errors import UsageError
 Norm = Literal["sphere", "ball", "none"]
 
 
-def widened(projections: Tensor) -> Tensor:
+def at_least_float32(projections: Tensor) -> Tensor:
     """Return projections in float32, or wider if they are: no objective is computed in half precision."""
     return projections.to(torch.promote_types(projections.dtype, torch.float32))
 
@@ -40,7 +40,7 @@ def apply_norm(projections: Tensor, norm: Norm, scale: float) -> Tensor:
     Returns:
         φ, shape (N, D), float32 or wider.
     """
-    projections = widened(projections)
+    projections = at_least_float32(projections)
     radius = math.sqrt(scale)
     if norm == "none":
         return projections

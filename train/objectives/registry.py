@@ -1,12 +1,11 @@
 """The objectives by name: which loss, and what it is fed with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
-
 from mio_export.errors import UsageError
+from mio_export.train.objectives.base import Objective, Quantity
 from mio_export.train.objectives.minc import MINCLoss
 from mio_export.train.objectives.mio import MIOLoss
 from mio_export.train.objectives.prediction import PredictionLoss
@@ -22,7 +21,7 @@ class ObjectiveSpec:
     target projections of both views.
     """
 
-    build: Callable[..., nn.Module]
+    build: type[Objective]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Arguments for training that differ from the class's own; ``docs/objectives.md`` says what they rest on."""
     takes_dim: bool = False
@@ -58,7 +57,12 @@ OBJECTIVES: dict[str, ObjectiveSpec] = {
 """Every objective."""
 
 
-def build_objective(name: str, *, output_dim: int, arguments: Mapping[str, Any]) -> nn.Module:
+def monitored_quantities() -> dict[str, Quantity]:
+    """Return what any objective monitors, by its key in ``metrics.jsonl``; every run's metrics have all of them."""
+    return {key: quantity for spec in OBJECTIVES.values() for key, quantity in spec.build.monitored.items()}
+
+
+def build_objective(name: str, *, output_dim: int, arguments: Mapping[str, Any]) -> Objective:
     """Build a loss with its training defaults and the given arguments over them.
 
     Raises:

@@ -1,13 +1,14 @@
 """The spectral contrastive objective."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mio_export.errors import UsageError
+from mio_export.train.objectives.base import Objective, Quantity
 from mio_export.train.objectives.distributed import JoinedBatch
 from mio_export.train.objectives.norms import Norm, apply_norm, check_norm
 
 
-class SpectralContrastiveLoss(nn.Module):
+class SpectralContrastiveLoss(Objective):
     """The spectral contrastive loss, which MINC estimates without pairs.
 
     ::
@@ -26,6 +27,11 @@ class SpectralContrastiveLoss(nn.Module):
     Raises:
         UsageError: ``scale`` is not positive.
     """
+
+    information = Quantity(
+        title="Mutual information, χ²",
+        meaning="−L − 1, a lower bound of what the two views tell of each other. Should rise.",
+    )
 
     def __init__(self, scale: float = 1.0, norm: Norm = "ball") -> None:
         super().__init__()

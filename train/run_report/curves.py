@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from mio_export.pages import Figure, Line, line_chart
+from mio_export.train.objectives.registry import OBJECTIVES, monitored_quantities
 
-_CURVES = {
+_LEARNING = {
     "loss": (
         "Loss",
         "Should fall, fast at first. Its height compares runs of one objective and one setting only, and a collapse may"
@@ -31,10 +32,8 @@ _CURVES = {
         "Uniformity",
         "How unevenly projections cover the sphere. Should fall; 0 is a collapse to one point.",
     ),
-    "second_moment_lag": (
-        "Lag of the second moment",
-        "How far the moving average Λ is from its present value, relatively. Should fall below 0.2 and stay there.",
-    ),
+}
+_SCHEDULE = {
     "knn": ("kNN while training, %", "On training images, some against the others. Should rise, then level off."),
     "copy_recall": (
         "Copy recall while training, %",
@@ -45,27 +44,7 @@ _CURVES = {
         "A setting, not a result: it rises in the warm-up, then falls to 0 on a cosine.",
     ),
 }
-"""By key of ``metrics.jsonl``: title, unit included, and what good looks like; ``KEY_projections`` is a second line."""
-_INFORMATION = {
-    "mio": (
-        "Mutual information, nats",
-        "ln 2 − L/2, for τ⁺ = τ⁻ a lower bound (Jensen-Shannon) of what the two views tell of each other. Should rise"
-        " from 0; 0.69 is the most.",
-    ),
-    "simclr": (
-        "Mutual information, nats",
-        "ln(2N − 1) − L, a lower bound (InfoNCE) of what the two views tell of each other. Should rise; for N images in"
-        " a batch it cannot pass ln(2N − 1).",
-    ),
-    "spectral": (
-        "Mutual information, χ²",
-        "−L − 1, a lower bound of what the two views tell of each other. Should rise.",
-    ),
-    "minc": (
-        "Mutual information, χ²",
-        "−L − 1, an estimate, not a bound, of what the two views tell of each other. Should rise.",
-    ),
-}
+"""By key of ``metrics.jsonl``: title with unit, and what good looks like; ``KEY_projections`` is a second line."""
 
 
 def curve_figures(metrics: Sequence[Mapping[str, Any]], *, objective: str) -> list[Figure]:
@@ -75,7 +54,11 @@ def curve_figures(metrics: Sequence[Mapping[str, Any]], *, objective: str) -> li
         metrics: a mapping for each epoch; what is unknown, missing, null or not finite is passed over.
         objective: decides what the mutual information is an estimate of.
     """
-    curves = {**_CURVES, "mutual_information": _INFORMATION.get(objective, _CURVES["mutual_information"])}
+    spec, curves = OBJECTIVES.get(objective), dict(_LEARNING)
+    if spec is not None and (information := spec.build.information) is not None:
+        curves["mutual_information"] = (information.title, information.meaning)
+    curves |= {key: (quantity.title, quantity.meaning) for key, quantity in monitored_quantities().items()}
+    curves |= _SCHEDULE
     figures = (_curve(metrics, key, title, meaning) for key, (title, meaning) in curves.items())
     return [figure for figure in figures if figure]
 

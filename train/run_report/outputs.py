@@ -7,10 +7,9 @@ import torch
 
 from mio_export.files import staged_file, write_text
 from mio_export.metrics import spectrum
-from mio_export.models import Encoder
 from mio_export.preprocess import Pixels
 from mio_export.sources import spread
-from mio_export.train.module import SelfSupervised, project
+from mio_export.train.module import SelfSupervised
 from mio_export.train.run_files import SPECTRUM, VIEWS
 from mio_export.train.run_report.report import write_report
 from mio_export.train.run_report.views_sheet import views_sheet
@@ -28,8 +27,7 @@ def write_outputs(run: Path, module: SelfSupervised, clean: Pixels) -> None:
         clean: training images as they are held, uint8, shape (N, H, W, C).
     """
     recipe, size = module.recipe, module.view_size
-    encoder = module.online["encoder"]
-    assert isinstance(encoder, Encoder)  # ModuleDict forgets the type
+    encoder = module.online.encoder
     module.eval()
     pixels = torch.from_numpy(clean).permute(0, 3, 1, 2).float()
     if pixels.shape[-1] != size:
@@ -38,7 +36,7 @@ def write_outputs(run: Path, module: SelfSupervised, clean: Pixels) -> None:
     with torch.inference_mode():
         rows = {
             "features": encoder.embed_pixels(pixels.to(module.device)),
-            "projections": project(module.online, pixels.to(module.device)),
+            "projections": module.online(pixels.to(module.device)),
             "untrained": untrained.embed_pixels(pixels),
         }
     spectra = {name: spectrum(values.float().cpu().numpy()).tolist() for name, values in rows.items()}
