@@ -108,7 +108,7 @@ def judged(encoder, exported, images, folder):
     """Return the report on an ONNX file of ``exported``, held to ``encoder``."""
     from mio_export.bundle import Artifact, Manifest, ParitySummary
     from mio_export.exporting.onnx import onnx_from_encoder, save_onnx
-    from mio_export.parity.prove import prove
+    from mio_export.parity.gate import prove
     from mio_export.parity.reference import Reference
 
     path = folder / "encoder.onnx"

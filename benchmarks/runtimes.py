@@ -94,7 +94,7 @@ def main() -> None:
     """Train, export, measure and store the table."""
     from machine import save
 
-    from mio_export.benching import bench
+    from mio_export.benchmark import bench
     from mio_export.exporting import export
     from mio_export.progress import Progress
 

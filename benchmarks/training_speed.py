@@ -86,8 +86,8 @@ def module_for(objective: str, backbone: str, size: int, channels: int):
     import torch
 
     from mio_export.train import recipe_from_dict
+    from mio_export.train.cost import build_module, contract, settled
     from mio_export.train.optimizers import build_optimizer
-    from mio_export.train.plan import build_module, contract, settled
 
     recipe = recipe_from_dict(
         {"objective": objective, "backbone": backbone, "image_size": size, "channels": channels, "precision": "fp32"}

@@ -35,7 +35,7 @@ def run(
 
     Example:  mio bench encoder.mio --images photos --seconds 2
     """
-    from mio_export.benching import bench
+    from mio_export.benchmark import bench
     from mio_export.embedding import measure
 
     result = bench(bundle, batch_size=batch_size, seconds=seconds, device=device, runtimes=runtimes)

@@ -12,7 +12,7 @@ def run(as_json: Json = False) -> None:
 
     Example:  mio doctor
     """
-    from mio_export.runtimes.doctor import diagnose
+    from mio_export.runtimes.environment import diagnose
 
     findings = diagnose()
     if as_json:

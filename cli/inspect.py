@@ -16,7 +16,7 @@ def run(
 
     Example:  mio inspect encoder.mio
     """
-    from mio_export.report import describe
+    from mio_export.inspection import describe
 
     description = describe(path)
     if as_json:

@@ -18,7 +18,7 @@ from mio_export.errors import (
 )
 
 if TYPE_CHECKING:
-    from mio_export.benching import bench
+    from mio_export.benchmark import bench
     from mio_export.bundle import load_bundle
     from mio_export.embedding import embed, merge
     from mio_export.exporting import export
@@ -75,7 +75,7 @@ _HOMES = {
     "RemoteEncoder": "mio_export.serving",
     "SpectralContrastiveLoss": "mio_export.train.objectives",
     "answer": "mio_export.searching",
-    "bench": "mio_export.benching",
+    "bench": "mio_export.benchmark",
     "embed": "mio_export.embedding",
     "evaluate": "mio_export.train",
     "export": "mio_export.exporting",

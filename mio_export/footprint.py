@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
-from mio_export.benching import bench
+from mio_export.benchmark import bench
 from mio_export.bundle import Bundle
 from mio_export.errors import MioError, MissingBackendError
 from mio_export.runtimes import Choice

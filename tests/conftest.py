@@ -18,7 +18,7 @@ from mio_export.sample import read_sample
 from mio_export.train import recipe_from_dict, train
 
 # measure time, start Ray or servers, or use every core: not two of them at once
-NEED_THE_MACHINE = ("embedding/test_lane", "embedding/test_ray", "embedding/test_scale", "serving/")
+NEED_THE_MACHINE = ("embedding/test_inference_queue", "embedding/test_ray", "embedding/test_scale", "serving/")
 
 
 def pytest_collection_modifyitems(config, items):

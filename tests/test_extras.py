@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mio_export import open_runtime
-from mio_export.embedding.lane import Lane
+from mio_export.embedding.inference_queue import InferenceQueue
 from mio_export.errors import MissingBackendError
 from mio_export.extras import EXTRAS, naming_extras
 
@@ -192,7 +192,7 @@ def test_a_module_of_no_extra_keeps_its_own_error():
 
 def test_batches_are_queued_for_a_gpu_without_torch(monkeypatch, bundle):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with open_runtime(bundle.path, "onnxruntime") as runtime, Lane(runtime, 2, ahead=True) as lane:
-        lane.send({"a": np.zeros(runtime.image_shape, np.uint8)})
-        ((names, embeddings),) = lane.rest()
+    with open_runtime(bundle.path, "onnxruntime") as runtime, InferenceQueue(runtime, 2, ahead=True) as queue:
+        queue.submit({"a": np.zeros(runtime.image_shape, np.uint8)})
+        ((names, embeddings),) = queue.drain()
     assert (names, embeddings.shape) == (["a"], (1, runtime.embedding_dim))

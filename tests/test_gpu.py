@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mio_export.embedding import embed
-from mio_export.embedding.measuring import measure
+from mio_export.embedding.throughput import measure
 from mio_export.exporting import export
 from mio_export.models import build_encoder
 from mio_export.parity import verify

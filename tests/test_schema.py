@@ -7,7 +7,7 @@ import pytest
 
 from mio_export.bundle import MANIFEST
 from mio_export.errors import GateError, MioError
-from mio_export.report import describe
+from mio_export.inspection import describe
 from mio_export.schema import parse_json, read_values, write_json
 from mio_export.store import StoreInfo
 

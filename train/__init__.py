@@ -4,8 +4,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from mio_export.train.cost import Plan
 from mio_export.train.evaluation import evaluate
-from mio_export.train.plan import Plan
 from mio_export.train.recipe import Recipe, recipe_from_dict
 from mio_export.train.recipe_files import recipe_names, resolve_recipe
 from mio_export.train.scores import Evaluation

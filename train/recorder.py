@@ -20,7 +20,7 @@ from mio_export.train.data import ImageSet
 from mio_export.train.loader import EpochBatches
 from mio_export.train.module import SelfSupervised
 from mio_export.train.objectives.registry import monitored_quantities
-from mio_export.train.online import online_scores
+from mio_export.train.online_evaluation import online_scores
 from mio_export.train.run_files import METRICS
 from mio_export.train.watchdog import Watchdog
 

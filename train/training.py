@@ -21,12 +21,12 @@ from mio_export.models import Encoder
 from mio_export.preprocess import Preprocess
 from mio_export.progress import Progress, is_first_process
 from mio_export.runtimes.devices import num_threads, resolve_device
-from mio_export.sources import spread
+from mio_export.sources import evenly_spaced
 from mio_export.train.checkpoints import Checkpoints
+from mio_export.train.cost import Plan, build_module, contract, plan, settled, stored
 from mio_export.train.data import Data, ImageSet, load_images, mean_and_std, open_data, probe_geometry
 from mio_export.train.identity import check_data, check_new, check_recipe, write_identity
 from mio_export.train.loader import EpochBatches, batch_loader
-from mio_export.train.plan import Plan, build_module, contract, plan, settled, stored
 from mio_export.train.recipe import Recipe
 from mio_export.train.recorder import Recorder, Recording
 from mio_export.train.run_files import IMAGES, METRICS
@@ -180,7 +180,7 @@ def _fit(
     num_devices, num_nodes = _by_torchrun() or devices_and_nodes
     torch.set_num_threads(max(1, num_threads() // num_devices))
     batches = _batches(recipe, len(images.pixels), num_processes=num_devices * num_nodes)
-    clean = images.pixels[spread(range(len(images.pixels)), NUM_CLEAN)]
+    clean = images.pixels[evenly_spaced(range(len(images.pixels)), NUM_CLEAN)]
     checkpoint = Checkpoints(recording.run).latest(progress)
     if checkpoint is not None:
         position = checkpoint.state["callbacks"][Recorder.__qualname__]

@@ -17,7 +17,7 @@ from mio_export.parity.report import compare
 from mio_export.preprocess import DecodeError, Pixels
 from mio_export.progress import Progress
 from mio_export.runtimes import Choice, Selected
-from mio_export.sources import SourceFile, spread
+from mio_export.sources import SourceFile, evenly_spaced
 from mio_export.store import (
     FAILED,
     Span,
@@ -120,7 +120,7 @@ def _check_agreement(
 def _stored(
     info: StoreInfo, out: Path, files: Sequence[SourceFile], versions: Mapping[str, str]
 ) -> tuple[list[_Stored], int]:
-    """Return files, evenly spread, with a vector of other versions; and how many such vectors there are."""
+    """Return files, evenly evenly_spaced, with a vector of other versions; and how many such vectors there are."""
     place_of = {file.key: place for place, file in enumerate(files)}
     where = np.full((len(files), 2), -1, np.int64)  # shard and row of the vector that counts
     counted: set[str] = set()
@@ -134,7 +134,7 @@ def _stored(
             if place is not None:
                 where[place] = (number, row) if fits and files[place].size == size else -1
     chosen = np.flatnonzero(where[:, 0] >= 0)
-    chosen = np.array(spread(chosen.tolist(), _CANDIDATES), np.int64)
+    chosen = np.array(evenly_spaced(chosen.tolist(), _CANDIDATES), np.int64)
     hashes = dict(_hashes(info, out, {int(number) for number in where[chosen, 0]}))
     return [
         _Stored(
@@ -157,7 +157,9 @@ def _read_again(
 ) -> tuple[list[_Stored], list[Pixels]]:
     """Read and decode files whose bytes are those of their row, up to the sample's size."""
     sample, pixels = [], []
-    order = sorted(range(len(stored)), key=lambda index: (index % (_CANDIDATES // _SAMPLE), index))  # spread, too
+    order = sorted(
+        range(len(stored)), key=lambda index: (index % (_CANDIDATES // _SAMPLE), index)
+    )  # evenly_spaced, too
     with Decoder(bundle.manifest.preprocess, scaled=info.decode == "scaled", limits=limits) as decoder:
         for index in order:
             found = stored[index]

@@ -11,7 +11,7 @@ from mio_export.parity.report import relative_errors
 from mio_export.preprocess import DecodeError, Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes import Selected
-from mio_export.sources import SourceFile, spread
+from mio_export.sources import SourceFile, evenly_spaced
 
 _MAX_BATCH = 16
 _SAMPLE = 24
@@ -62,7 +62,7 @@ def _both_ways(
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     named = [file for file in files if Path(file.key).suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")]
     with Decoder(preprocess, limits=limits) as full, Decoder(preprocess, scaled=True, limits=limits) as scaled:
-        for file in spread(named, _CANDIDATES) if named else []:
+        for file in evenly_spaced(named, _CANDIDATES) if named else []:
             try:
                 data, _ = file.read(full.limits.max_file_bytes)
                 if full.can_scale(data):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mio_export.bundle import WEIGHTS, Bundle
 from mio_export.embedding.decode_mode import resolve_decode
-from mio_export.embedding.parts import part_of
+from mio_export.embedding.partition import part_of
 from mio_export.errors import GateError, SpaceError, UsageError
 from mio_export.limits import Limits
 from mio_export.progress import Progress

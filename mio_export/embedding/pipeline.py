@@ -13,7 +13,7 @@ import numpy as np
 from mio_export.decoding import Decoder
 from mio_export.embedding.cache import Cache
 from mio_export.embedding.computing import ImageMemoryError
-from mio_export.embedding.lane import Lane
+from mio_export.embedding.inference_queue import InferenceQueue
 from mio_export.errors import OutOfMemoryError
 from mio_export.memory import lacks_memory
 from mio_export.preprocess import DecodeError, Pixels
@@ -150,7 +150,7 @@ class Embedder:
     ) -> None:
         seen: set[str] = set()
         batch: dict[str, Pixels] = {}
-        with Lane(self._runtime, self._batch_size) as lane:
+        with InferenceQueue(self._runtime, self._batch_size) as queue:
             for decoded in self._decode_ahead(files, is_known, cache):
                 row, sha256 = decoded.row, decoded.row.sha256
                 found.rows.append(row)
@@ -162,13 +162,13 @@ class Embedder:
                         batch[sha256] = decoded.pixels
                         seen.add(sha256)
                 if len(batch) == self._batch_size:
-                    self._take(lane, lane.send(batch), found)
+                    self._take(queue, queue.submit(batch), found)
                     batch = {}
                 if task is not None:
                     task.advance(failed=row.status == FAILED, limited_by=self._timer.bottleneck)
             if batch:
-                self._take(lane, lane.send(batch), found)
-            self._take(lane, lane.rest(), found)
+                self._take(queue, queue.submit(batch), found)
+            self._take(queue, queue.drain(), found)
 
     def _fail(self, found: Embedded) -> int:
         """Turn the rows of contents whose embedding is not finite into failed ones; return how many there are."""
@@ -177,7 +177,7 @@ class Embedder:
             found.rows[place] = replace(found.rows[place], status=FAILED, stage="embed", reason=_NOT_FINITE)
         return len(places)
 
-    def _take(self, lane: Lane, done: Iterable[tuple[list[str], Embeddings]], found: Embedded) -> None:
+    def _take(self, queue: InferenceQueue, done: Iterable[tuple[list[str], Embeddings]], found: Embedded) -> None:
         for contents, vectors in done:
             for sha256, vector in zip(contents, vectors, strict=True):
                 if np.isfinite(vector).all():
@@ -185,8 +185,8 @@ class Embedder:
                     found.computed.append(sha256)
                 else:
                     self._failed.add(sha256)
-        self._timer.add("infer", lane.waited_s)
-        lane.waited_s = 0.0
+        self._timer.add("infer", queue.waited_s)
+        queue.waited_s = 0.0
 
     def _decode_ahead(
         self, files: Sequence[SourceFile], is_known: Callable[[str], bool], cache: Cache | None

@@ -12,11 +12,11 @@ from mio_export.decoding import Decoder, within
 from mio_export.embedding.agreement import continued
 from mio_export.embedding.cache import Cache
 from mio_export.embedding.options import EmbedOptions, resolved
-from mio_export.embedding.parts import files_of
+from mio_export.embedding.partition import files_of
 from mio_export.embedding.pipeline import Embedded, Embedder, StageTimer
 from mio_export.embedding.ray_engine import check_engine, embedded_by_ray
-from mio_export.embedding.standing import Standing
-from mio_export.embedding.writer import StoreWriter
+from mio_export.embedding.status import StoreStatus
+from mio_export.embedding.store_writer import StoreWriter
 from mio_export.errors import GateError, MioError, UsageError
 from mio_export.files import behind_links
 from mio_export.limits import Limits
@@ -157,7 +157,7 @@ def embed(
         raise UsageError(f"{out} is a file; -o names a folder")
     with locked(out), resolved(opened, out, listing.files, options, progress) as (info, selected):
         files = files_of(info.part, listing.files, info.shard_size)
-        standing = Standing(files, out, info)
+        standing = StoreStatus(files, out, info)
         todo = standing.todo(
             retry_failed=retry_failed,
             rehash=rehash,
@@ -168,7 +168,7 @@ def embed(
             _check_named(selected.choice, runtime, out)
             info = continued(selected, info, out, files, progress, limits=options.limits)
             _embed_files(selected, todo, info, out, options, progress)
-            standing = Standing(files, out, info)
+            standing = StoreStatus(files, out, info)
         num_pruned = prune(out, frozenset(file.key for file in files)) if prune_vanished else 0
     result = _result(info, len(files), standing, listing, len(todo), num_pruned)
     if allowed is not None and result.num_failed > allowed(result.num_files):
@@ -258,7 +258,7 @@ def _embedded_here(
 
 
 def _result(
-    info: StoreInfo, num_files: int, standing: Standing, listing: Listing, num_embedded: int, num_pruned: int
+    info: StoreInfo, num_files: int, standing: StoreStatus, listing: Listing, num_embedded: int, num_pruned: int
 ) -> EmbedResult:
     return EmbedResult(
         info=info,

@@ -25,16 +25,16 @@ from mio_export.bundle import (
 )
 from mio_export.bundle.lock import bundle_lock
 from mio_export.errors import GateError, MioError, UsageError
+from mio_export.exporting.artifacts import Writer
 from mio_export.exporting.graphs import Graphs
 from mio_export.exporting.page import Proved, write_page
-from mio_export.exporting.request import Order, orders
-from mio_export.exporting.writer import Writer
+from mio_export.exporting.plan import Order, orders
 from mio_export.files import sha256_file, staged_folder
 from mio_export.models import Encoder, load_encoder, load_projector_encoder
 from mio_export.models.checkpoint import EVALUATION, EVALUATION_SCHEMA_VERSION, load_description, save_weights
+from mio_export.parity.gate import devices_for, prove, write_report
 from mio_export.parity.golden import GOLDEN, save_golden
 from mio_export.parity.images import parity_images
-from mio_export.parity.prove import devices_for, prove, write_report
 from mio_export.parity.reference import Reference
 from mio_export.parity.report import ParityReport
 from mio_export.progress import Progress

@@ -9,12 +9,12 @@ import onnx
 
 from mio_export.bundle import Precision
 from mio_export.errors import MioError, MissingBackendError, one_line
-from mio_export.exporting.casting import Cast, HalfPrecision, cast_graph, forecast
+from mio_export.exporting.half_precision import Cast, HalfPrecision, cast_graph, forecast
+from mio_export.exporting.int8 import calibrate, quantize
 from mio_export.exporting.onnx import Exporter, onnx_from_encoder
-from mio_export.exporting.quantizing import calibrate, quantize
 from mio_export.models import Encoder
+from mio_export.parity.gate import embed_in_batches
 from mio_export.parity.images import ParityImages
-from mio_export.parity.prove import embed_in_batches
 from mio_export.parity.reference import Reference
 from mio_export.parity.report import compare
 from mio_export.preprocess import Pixels

@@ -7,7 +7,7 @@ from pathlib import Path
 from mio_export.bundle import PAGE, WEIGHTS, Artifact, Manifest
 from mio_export.exporting.bundle_page import ArtifactProof, bundle_page
 from mio_export.files import write_text
-from mio_export.parity.prove import GateResult
+from mio_export.parity.gate import GateResult
 from mio_export.parity.reference import Reference
 
 

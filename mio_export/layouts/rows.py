@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mio_export.layouts.casting import Cast
+from mio_export.layouts.dtype import Cast
 from mio_export.store import FAILED, Snapshot, check_width
 from mio_export.store import Shard as StoredShard
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from mio_export.errors import MioError, UsageError
 from mio_export.files import behind_links, staged_folder
-from mio_export.layouts.casting import Cast, DType
+from mio_export.layouts.dtype import Cast, DType
 from mio_export.layouts.rows import Batch, Shard, find_shards, read_batches
 from mio_export.schema import write_json
 from mio_export.store import Snapshot, StoreInfo

@@ -12,7 +12,7 @@ from mio_export.errors import OutOfMemoryError, UsageError
 from mio_export.parity.report import Labels
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.sample import read_sample
-from mio_export.sources import SourceFile, list_images, spread
+from mio_export.sources import SourceFile, evenly_spaced, list_images
 
 MIN_CALIBRATION = 128
 _MAX_CALIBRATION = 512
@@ -60,16 +60,16 @@ def parity_images(
         ), None
     files = list_images(folder).files
     if not for_int8:
-        return _decoded(folder, spread(files, limit) if files else [], preprocess), None
+        return _decoded(folder, evenly_spaced(files, limit) if files else [], preprocess), None
     calibrating = max(MIN_CALIBRATION, min(_MAX_CALIBRATION, len(files) // 2))
     if len(files) - calibrating < _MIN_HELD_OUT:
         raise UsageError(
             f"int8 needs {MIN_CALIBRATION} images to calibrate on and {_MIN_HELD_OUT} others to prove it on;"
             f" {folder} has {len(files)}"
         )
-    proving = spread(files, min(limit, len(files) - calibrating))
+    proving = evenly_spaced(files, min(limit, len(files) - calibrating))
     taken = {file.key for file in proving}
-    rest = _decoded(folder, spread([f for f in files if f.key not in taken], calibrating), preprocess)
+    rest = _decoded(folder, evenly_spaced([f for f in files if f.key not in taken], calibrating), preprocess)
     if len(rest.pixels) < MIN_CALIBRATION:
         raise UsageError(f"int8 needs {MIN_CALIBRATION} images to calibrate on; {len(rest.pixels)} can be read")
     return _decoded(folder, proving, preprocess), rest

@@ -140,9 +140,9 @@ def _prove_all(
 ) -> tuple[list[ParityReport], list[str]]:
     """Prove artifacts again; nothing is written."""
     from mio_export.models import load_encoder
+    from mio_export.parity.gate import devices_for, prove
     from mio_export.parity.golden import GOLDEN, decoding_problems, golden_pixels, load_golden
     from mio_export.parity.images import parity_images
-    from mio_export.parity.prove import devices_for, prove
     from mio_export.parity.reference import Reference
 
     manifest = bundle.manifest
@@ -186,7 +186,7 @@ def _written_down(bundle: Bundle, proved: Sequence[tuple[Artifact, ParityReport]
 
 def _merged(bundle: Bundle, row: Artifact, proved: Sequence[tuple[Artifact, ParityReport]]) -> Artifact:
     """Return a row with the verdict of its new proof, if that adds something."""
-    from mio_export.parity.prove import write_report
+    from mio_export.parity.gate import write_report
 
     for artifact, report in proved:
         if replace(artifact, parity=row.parity) != row or not _fits(report, row, bundle.manifest):
@@ -225,7 +225,7 @@ def _covered(folder: Path, row: Artifact) -> set[str]:
 
 def _chosen(device: str, artifact: Artifact) -> tuple[str, ...]:
     """Resolve a device that was asked for; an artifact whose library never runs on it keeps its own."""
-    from mio_export.parity.prove import devices_for
+    from mio_export.parity.gate import devices_for
     from mio_export.runtimes.devices import resolve_device
 
     library = BACKENDS[artifact.runtime].library

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mio_export.errors import UsageError
 from mio_export.files import staged_folder
-from mio_export.sources import spread
+from mio_export.sources import evenly_spaced
 
 _ARCHIVE = "fashion_mnist.tar.xz"
 NUM_IMAGES = {"train": 5_000, "test": 1_000}
@@ -36,7 +36,7 @@ def read_sample(split: str = "test", *, limit: int | None = None) -> Iterator[by
     """Yield the PNG files of a split, spread evenly over the classes if there is a limit."""
     with _archive() as archive:
         members = [member for member in archive.getmembers() if member.name.startswith(f"{split}/")]
-        for member in members if limit is None else spread(members, limit):
+        for member in members if limit is None else evenly_spaced(members, limit):
             file = archive.extractfile(member)
             assert file is not None  # every member is a regular file
             yield file.read()

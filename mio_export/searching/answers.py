@@ -11,7 +11,7 @@ from mio_export.errors import UsageError
 from mio_export.progress import Progress
 from mio_export.searching.neighbors import Neighbor, check_k, neighbors_of, other_neighbors, search
 from mio_export.searching.queries import bundle_of, embed_images
-from mio_export.sources import spread
+from mio_export.sources import evenly_spaced
 from mio_export.store import Embeddings, load_embeddings
 
 _MOST_COMPARED = 20_000  # comparing a million names would take a minute
@@ -72,7 +72,7 @@ def answer(
 def _answer_key(store: Embeddings, key: str, k: int, out: Path) -> Answer:
     if key not in store.keys:
         named = [other for other in store.keys if other.endswith(f"/{key.rpartition('/')[2]}")]
-        close = difflib.get_close_matches(key, named or spread(store.keys, _MOST_COMPARED), n=1, cutoff=0)
+        close = difflib.get_close_matches(key, named or evenly_spaced(store.keys, _MOST_COMPARED), n=1, cutoff=0)
         hint = f"; the nearest name is {close[0]!r}" if close else ""
         raise UsageError(f"{out} holds no embedding of {key!r}{hint}; keys are paths below the embedded folder")
     indices, cosines = other_neighbors(store.vectors, np.array([store.keys.index(key)]), k)

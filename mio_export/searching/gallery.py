@@ -9,11 +9,11 @@ from mio_export.errors import MioError
 from mio_export.files import write_text
 from mio_export.progress import Progress
 from mio_export.searching.answers import Answer
+from mio_export.searching.clusters import Structure, duplicate_groups, examine, outliers, spread_sample, walk
 from mio_export.searching.gallery_page import NEAR_SHOWN, Findings, gallery_page, rows_shown
 from mio_export.searching.originals import originals
-from mio_export.searching.structure import Structure, duplicate_groups, examine, outliers, spread_sample, walk
 from mio_export.searching.thumbnails import Wanted, picture_library
-from mio_export.sources.on_disk import file_on_disk
+from mio_export.sources.local import file_on_disk
 from mio_export.store import Embeddings, load_with_rows
 
 _SAMPLE = 200

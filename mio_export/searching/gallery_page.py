@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from mio_export.pages import render
 from mio_export.searching.answers import Answer
-from mio_export.searching.structure import DuplicateGroup, Structure
+from mio_export.searching.clusters import DuplicateGroup, Structure
 from mio_export.searching.thumbnails import Library
 from mio_export.store import Embeddings
 

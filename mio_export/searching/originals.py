@@ -7,7 +7,7 @@ from mio_export.errors import UsageError
 from mio_export.searching.thumbnails import OUTSIDE, Wanted
 from mio_export.sources import SourceFile, list_sources
 from mio_export.sources.keys import key_of
-from mio_export.sources.on_disk import OnDisk
+from mio_export.sources.local import OnDisk
 from mio_export.store import Row
 
 Find = Callable[[Row], Wanted]

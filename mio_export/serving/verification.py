@@ -13,14 +13,14 @@ from mio_export.decoding import Decoder
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import GateError
 from mio_export.metrics import l2_normalized
+from mio_export.parity.gate import prove
 from mio_export.parity.golden import golden_files
 from mio_export.parity.images import parity_images
-from mio_export.parity.prove import prove
 from mio_export.parity.reference import Reference
 from mio_export.parity.report import ParityReport, relative_errors
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.serving.client import RemoteEncoder
-from mio_export.sources import SourceFile, list_images, spread
+from mio_export.sources import SourceFile, evenly_spaced, list_images
 
 _GROUP = 16
 """Images that are read and sent together."""
@@ -93,7 +93,7 @@ def _served(bundle: Bundle, server: RemoteEncoder) -> Artifact:
 def _readable(preprocess: Preprocess, folder: Path, limit: int, *, scaled: bool) -> Iterator[tuple[str, bytes, Pixels]]:
     """Yield name, bytes and pixels of the golden images, then of the given ones that can be decoded here."""
     sources: dict[str, bytes | SourceFile] = {f"golden image {name}": data for name, data in golden_files().items()}
-    sources |= {f"image {file.key}": file for file in spread(list_images(folder).files, limit)}
+    sources |= {f"image {file.key}": file for file in evenly_spaced(list_images(folder).files, limit)}
     with Decoder(preprocess, scaled=scaled) as decoder:
         for name, source in sources.items():
             try:

@@ -134,7 +134,7 @@ class CheckedOnce:
 
 
 @dataclass(frozen=True, slots=True)
-class InBlob:
+class BlobRange:
     """An image that lies in one piece in a blob."""
 
     blob: Readable
@@ -230,8 +230,8 @@ def _opened(path: str, size: int, mtime_ns: int) -> _Descriptor:
 
 __all__ = [
     "Blob",
+    "BlobRange",
     "CheckedOnce",
-    "InBlob",
     "LocalBlob",
     "Readable",
     "file_of",

@@ -11,7 +11,7 @@ from mio_export.errors import UsageError
 from mio_export.formats import image_suffixes
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing
-from mio_export.sources.on_disk import file_on_disk
+from mio_export.sources.local import file_on_disk
 
 
 def list_images(folder: Path) -> Listing:

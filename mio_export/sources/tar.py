@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from mio_export.formats import image_suffixes
-from mio_export.sources.blob import Blob, InBlob, file_of
-from mio_export.sources.gunzipped import Gunzipped
+from mio_export.sources.blob import Blob, BlobRange, file_of
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, in_order, known_ns, unreadable
+from mio_export.sources.seekable_gzip import Gunzipped
 from mio_export.sources.suffixes import suffix_of
 from mio_export.sources.tar_entries import DAMAGES, tar_entries
 
@@ -32,7 +32,7 @@ class _Unreadable:
     size: int = 0
 
 
-_Entry = InBlob | _Link | _Unreadable
+_Entry = BlobRange | _Link | _Unreadable
 
 
 def list_tar(blob: Blob) -> Listing:
@@ -108,7 +108,7 @@ class _Index:
         if header.issparse():
             return _Unreadable("stored as a sparse file, which is not read in place", mtime_ns)
         if header.isreg():
-            return InBlob(self._content, header.offset_data, header.size, mtime_ns)
+            return BlobRange(self._content, header.offset_data, header.size, mtime_ns)
         if header.islnk():  # leads to what had that name when it was written
             lost = _Unreadable(f"link to {key_of(header.linkname)}, which is not in the tar before it", mtime_ns)
             return self._entries.get(_plain(header.linkname), lost)
@@ -131,7 +131,7 @@ class _Index:
 
     def _mark_cut(self, header: tarfile.TarInfo) -> None:
         entry, name = self._entries[_plain(header.name)], _plain(header.name)
-        if not isinstance(entry, InBlob) or entry.size == 0 or not header.isreg():
+        if not isinstance(entry, BlobRange) or entry.size == 0 or not header.isreg():
             return
         if self._content.read_at(entry.offset + entry.size - 1, 1):
             return

@@ -103,7 +103,7 @@ def test_an_error_is_a_line_or_two_and_debug_adds_the_traceback(mio, tmp_path):
 
 
 def test_an_unexpected_error_is_one_line_too(mio, bundle, monkeypatch):
-    monkeypatch.setattr("mio_export.report.describe", lambda path: 1 / 0)
+    monkeypatch.setattr("mio_export.inspection.describe", lambda path: 1 / 0)
     result = mio("inspect", bundle.path)
     assert result.code == 1
     assert result.err.startswith("mio: unexpected ZeroDivisionError: division by zero\n")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mio_export.embedding import embed, merge, merging
 from mio_export.embedding.pipeline import StageTimer
-from mio_export.embedding.writer import StoreWriter
+from mio_export.embedding.store_writer import StoreWriter
 from mio_export.errors import MioError, SpaceError, UsageError
 from mio_export.store import (
     Row,

@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 
-IMPORTED = ("mio_export.cli.main", "mio_export.embedding", "mio_export.parity", "mio_export.parity.prove")
+IMPORTED = ("mio_export.cli.main", "mio_export.embedding", "mio_export.parity", "mio_export.parity.gate")
 IMPORTED += ("mio_export.models", "mio_export.progress", "pyarrow.parquet", "filelock", "pydantic", "torch")
 
 

@@ -26,9 +26,9 @@ from mutants import ARCHIVES, IMAGES, KINDS, mutant
 from mio_export.bundle import load_bundle
 from mio_export.embedding import embed
 from mio_export.errors import MioError
+from mio_export.inspection import describe
 from mio_export.parity import verify
 from mio_export.preprocess import DecodeError
-from mio_export.report import describe
 from mio_export.sources import list_sources
 from mio_export.store import load_embeddings, read_rows
 

@@ -41,8 +41,8 @@ class Commands:
             )
         assert json.loads(self._server.stdout.readline()) == "ready"
 
-    def _ask(self, **request):
-        print(json.dumps(request), file=self._server.stdin, flush=True)
+    def _ask(self, **plan):
+        print(json.dumps(plan), file=self._server.stdin, flush=True)
         return json.loads(self._server.stdout.readline())
 
     def start(self, *arguments, without=()):
@@ -244,9 +244,9 @@ import sys
 from pathlib import Path
 for name in ("onnxruntime", "openvino"):
     sys.modules[name] = None
-from mio_export.exporting import export, request
+from mio_export.exporting import export, plan
 from mio_export.models import load_encoder
-request.check_installed = lambda format: None  # an artifact may be written where its library is not
+plan.check_installed = lambda format: None  # an artifact may be written where its library is not
 folder, images, out = map(Path, sys.argv[1:])
 export(load_encoder(folder), out, formats=("onnx", "openvino"), images=images, max_batch=4, limit=24)
 """

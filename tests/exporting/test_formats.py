@@ -18,11 +18,11 @@ from mio_export.errors import GateError, MioError, MissingBackendError, UsageErr
 from mio_export.exporting import export
 from mio_export.exporting.graphs import CLEAN_UPS
 from mio_export.files import sha256_file
+from mio_export.inspection import describe
 from mio_export.models import build_encoder
 from mio_export.parity import verify
 from mio_export.preprocess import Preprocess
 from mio_export.progress import Progress
-from mio_export.report import describe
 from mio_export.runtimes import choose, open_runtime
 from mio_export.runtimes.onnxruntime import OnnxRuntime
 from mio_export.runtimes.openvino import OpenVINORuntime
@@ -202,7 +202,7 @@ def test_calibration_is_kept_by_images_and_model(encoder, many_photos, tmp_path,
     options = {"precisions": ["int8"], "images": many_photos, "max_batch": 8, "cache": cache}
     first = export(encoder, tmp_path / "a.mio", **options).bundle
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr("mio_export.exporting.quantizing.observed", None)  # a second look would fail
+    monkeypatch.setattr("mio_export.exporting.int8.observed", None)  # a second look would fail
     second = export(encoder, tmp_path / "b.mio", **options).bundle
     assert second.manifest.artifacts[0].sha256 == first.manifest.artifacts[0].sha256
 

@@ -16,8 +16,8 @@ from mio_export.bundle import load_bundle, save_manifest
 from mio_export.embedding import embed
 from mio_export.errors import MioError, SpaceError, UsageError
 from mio_export.searching import answer, neighbors, search, write_gallery
+from mio_export.searching.clusters import Structure, duplicate_groups, examine, outliers, spread_sample, walk
 from mio_export.searching.neighbors import nearest_in_blocks, other_neighbors
-from mio_export.searching.structure import Structure, duplicate_groups, examine, outliers, spread_sample, walk
 from mio_export.store import Row, StoreInfo, load_embeddings, read_rows, shard_path, write_info, write_shard
 
 COPY, AGAIN = "flower/a <copy> & more.jpg", "temple/again.jpg"
@@ -192,7 +192,7 @@ def test_a_walk_takes_every_row_and_keeps_similar_ones_together():
 
 
 def test_a_large_collection_is_examined_in_part_against_all(monkeypatch):
-    monkeypatch.setattr("mio_export.searching.structure._MOST_COSINES", 300_000)
+    monkeypatch.setattr("mio_export.searching.clusters._MOST_COSINES", 300_000)
     vectors = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
     structure = examine(vectors)
     assert len(structure.rows) == 300

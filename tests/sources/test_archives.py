@@ -22,8 +22,8 @@ import pytest
 from mio_export.errors import MissingBackendError, UsageError
 from mio_export.sources import list_images, list_sources
 from mio_export.sources.blob import local_blob
-from mio_export.sources.gunzipped import Gunzipped
 from mio_export.sources.parquet import list_parquet
+from mio_export.sources.seekable_gzip import Gunzipped
 from mio_export.sources.zip_directory import zip_entries
 
 NAMES = [f"{label}/{number:02d}.jpg" for label in ("cat", "dog", "Ä") for number in range(15)]
@@ -306,9 +306,9 @@ def test_tars_that_were_joined_are_not_taken_for_one(tmp_path):
 
 
 def test_gzip_is_read_at_any_position(tmp_path, monkeypatch):
-    monkeypatch.setattr("mio_export.sources.gunzipped._FIRST_SPACING_BYTES", 10_000)
-    monkeypatch.setattr("mio_export.sources.gunzipped._WINDOW_BYTES", 20_000)
-    monkeypatch.setattr("mio_export.sources.gunzipped._MOST_STATES", 16)
+    monkeypatch.setattr("mio_export.sources.seekable_gzip._FIRST_SPACING_BYTES", 10_000)
+    monkeypatch.setattr("mio_export.sources.seekable_gzip._WINDOW_BYTES", 20_000)
+    monkeypatch.setattr("mio_export.sources.seekable_gzip._MOST_STATES", 16)
     rng = np.random.default_rng(0)
     plain = rng.bytes(1_000_000)
     (tmp_path / "a.gz").write_bytes(gzip.compress(plain[:300_000]) + gzip.compress(plain[300_000:]) + b"\0" * 512)

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mio_export.errors import UsageError
 from mio_export.formats import readable_formats
-from mio_export.sources import SourceFile, image_suffixes, list_images, read_file, spread
+from mio_export.sources import SourceFile, evenly_spaced, image_suffixes, list_images, read_file
 from mio_export.sources.limited import read_limited
 
 
@@ -206,11 +206,11 @@ def test_a_folder_that_may_be_listed_but_not_searched_gives_rows_with_a_reason(t
 
 
 def test_spread_takes_from_the_whole_range():
-    assert spread(range(10), 20) == list(range(10))
-    assert spread(range(100), 4) == [12, 37, 62, 87]
-    assert spread(range(15), 10)[-1] == 14
+    assert evenly_spaced(range(10), 20) == list(range(10))
+    assert evenly_spaced(range(100), 4) == [12, 37, 62, 87]
+    assert evenly_spaced(range(15), 10)[-1] == 14
     with pytest.raises(UsageError, match="limit must be 1 or more, got 0"):
-        spread(range(3), 0)
+        evenly_spaced(range(3), 0)
 
 
 def test_what_is_no_folder_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from mio_export.pages import Line, line_chart, number_label
 from mio_export.sample import read_sample
 from mio_export.train import evaluate, recipe_from_dict, train
 from mio_export.train.run_report import views_sheet, write_report
-from mio_export.train.run_report.scores import scores_table
+from mio_export.train.run_report.scores_table import scores_table
 
 TINY = {"epochs": 3, "batch_size": 64, "hidden_dim": 64, "output_dim": 32}
 VOID = {"meta", "img"}

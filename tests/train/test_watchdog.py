@@ -102,7 +102,7 @@ def test_healthy_training_raises_no_alarm(digits, tmp_path, objective, head_norm
 
 
 def test_looking_changes_nothing(digits, tmp_path):
-    from mio_export.train.plan import build_module, contract
+    from mio_export.train.cost import build_module, contract
 
     recipe = recipe_from_dict(
         {**SMALL, "objective": "minc", "image_size": 8, "channels": 1, "backbone": "small", "stem": "small"}

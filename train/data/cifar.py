@@ -10,7 +10,7 @@ import numpy as np
 from mio_export.errors import GateError, one_line
 from mio_export.preprocess import Pixels
 from mio_export.train.data.dataset import Data, damaged, required
-from mio_export.train.data.part import ArrayPart, Labels, array_part
+from mio_export.train.data.split import ArrayPart, Labels, array_part
 
 _SHAPE = (3, 32, 32)
 _RECONSTRUCT = np.empty(0).__reduce__()[0]

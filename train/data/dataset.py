@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from mio_export.errors import MioError
-from mio_export.train.data.part import Part
+from mio_export.train.data.split import Part
 
 Kind = Literal["folder", "tar", "cifar10", "cifar100", "stl10", "idx", "tiny-imagenet"]
 

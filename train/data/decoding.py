@@ -13,7 +13,7 @@ from mio_export.errors import OutOfMemoryError
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
 from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads
-from mio_export.train.data.part import Part
+from mio_export.train.data.split import Part
 
 _BLOCK = 16
 

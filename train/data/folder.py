@@ -12,7 +12,7 @@ import numpy as np
 from mio_export.errors import MioError
 from mio_export.sources import Listing, SourceFile, list_images
 from mio_export.train.data.dataset import Data
-from mio_export.train.data.part import Labels, fingerprint
+from mio_export.train.data.split import Labels, fingerprint
 
 HELD_OUT_NAMES = ("test", "val", "valid", "validation")
 UNLABELLED_NAMES = ("unlabelled", "unlabeled")

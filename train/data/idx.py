@@ -10,7 +10,7 @@ import numpy as np
 from mio_export.errors import MioError
 from mio_export.preprocess import Pixels
 from mio_export.train.data.dataset import Data, damaged
-from mio_export.train.data.part import ArrayPart, array_part
+from mio_export.train.data.split import ArrayPart, array_part
 
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _UINT8 = 8

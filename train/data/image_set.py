@@ -10,7 +10,7 @@ from mio_export.preprocess import Pixels, Preprocess
 from mio_export.progress import Progress
 from mio_export.train.data.decoding import Decoded, decode_part, kept_rows
 from mio_export.train.data.mapped import map_part
-from mio_export.train.data.part import Labels, Part
+from mio_export.train.data.split import Labels, Part
 
 
 @dataclass(frozen=True, kw_only=True)

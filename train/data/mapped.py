@@ -19,7 +19,7 @@ from mio_export.preprocess import Pixels, Preprocess
 from mio_export.progress import Progress
 from mio_export.schema import parse_json
 from mio_export.train.data.decoding import Decoded, decode_part
-from mio_export.train.data.part import Part
+from mio_export.train.data.split import Part
 
 _SCHEMA = 1
 

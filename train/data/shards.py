@@ -12,7 +12,7 @@ from mio_export.errors import MioError
 from mio_export.sources import Listing
 from mio_export.train.data.dataset import Data
 from mio_export.train.data.folder import HELD_OUT_NAMES, is_held_out
-from mio_export.train.data.part import Labels, fingerprint
+from mio_export.train.data.split import Labels, fingerprint
 from mio_export.train.data.tar_index import Member, index_tar
 
 _LISTED = 3

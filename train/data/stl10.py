@@ -6,7 +6,7 @@ import numpy as np
 
 from mio_export.preprocess import Pixels
 from mio_export.train.data.dataset import Data, damaged, required
-from mio_export.train.data.part import ArrayPart, JoinedPart, Labels, Part, array_part
+from mio_export.train.data.split import ArrayPart, JoinedPart, Labels, Part, array_part
 
 _SHAPE = (3, 96, 96)
 _NUM_CLASSES = 10

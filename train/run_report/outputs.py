@@ -8,7 +8,7 @@ import torch
 from mio_export.files import staged_file, write_text
 from mio_export.metrics import spectrum
 from mio_export.preprocess import Pixels
-from mio_export.sources import spread
+from mio_export.sources import evenly_spaced
 from mio_export.train.module import SelfSupervised
 from mio_export.train.run_files import SPECTRUM, VIEWS
 from mio_export.train.run_report.report import write_report
@@ -41,7 +41,7 @@ def write_outputs(run: Path, module: SelfSupervised, clean: Pixels) -> None:
         }
     spectra = {name: spectrum(values.float().cpu().numpy()).tolist() for name, values in rows.items()}
     write_text(run / SPECTRUM, json.dumps(spectra) + "\n")
-    images = torch.from_numpy(clean[spread(range(len(clean)), _SHOWN)])
+    images = torch.from_numpy(clean[evenly_spaced(range(len(clean)), _SHOWN)])
     views = two_views(images, recipe.views, torch.Generator().manual_seed(recipe.seed), size=size)
     first, second = (view.round().byte().permute(0, 2, 3, 1).numpy() for view in views)
     with staged_file(run / VIEWS) as temporary:

@@ -15,7 +15,7 @@ from mio_export.models.checkpoint import DESCRIPTION, EVALUATION
 from mio_export.pages import Figure, Line, data_url, line_chart, number_label, render
 from mio_export.train.run_files import METRICS, RECIPE, REPORT, SPECTRUM, VIEWS
 from mio_export.train.run_report.curves import curve_figures, is_number
-from mio_export.train.run_report.scores import scores_table
+from mio_export.train.run_report.scores_table import scores_table
 
 _SPECTRUM_FLOOR = 1e-6
 _MOST_FAILURES = 20

@@ -10,7 +10,7 @@ from mio_export.sources.blob import Blob, local_blob
 from mio_export.sources.folder import list_images
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, unreadable
-from mio_export.sources.on_disk import file_on_disk
+from mio_export.sources.local import file_on_disk
 from mio_export.sources.parquet import list_parquet
 from mio_export.sources.paths_list import list_paths
 from mio_export.sources.remote import is_url, list_remote_folder, open_url, url_name

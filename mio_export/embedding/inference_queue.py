@@ -19,7 +19,7 @@ from mio_export.runtimes.base import Embeddings
 _NUM_BUFFERS = 2
 
 
-class Lane:
+class InferenceQueue:
     """Takes batches to a runtime and gives their vectors back in the same order; a context manager.
 
     A CPU computes a batch when it comes, as it has no core to spare. A GPU is waited for by a thread of its own: the
@@ -41,7 +41,7 @@ class Lane:
         self.waited_s = 0.0
         """How long the caller has stood still for the runtime, in seconds; whoever takes it down sets it back."""
 
-    def send(self, batch: Mapping[str, Pixels]) -> list[tuple[list[str], Embeddings]]:
+    def submit(self, batch: Mapping[str, Pixels]) -> list[tuple[list[str], Embeddings]]:
         """Send images of shape (H, W, C) by their names; return the names and vectors of batches that are done.
 
         Raises:
@@ -58,7 +58,7 @@ class Lane:
         self._sent.append((list(batch), self._thread.submit(embed_carefully, self._runtime, list(batch), buffer)))
         return done
 
-    def rest(self) -> list[tuple[list[str], Embeddings]]:
+    def drain(self) -> list[tuple[list[str], Embeddings]]:
         """Return the batches that were still being computed."""
         return [self._next() for _ in range(len(self._sent))]
 
@@ -88,4 +88,4 @@ def _page_locked(shape: tuple[int, ...]) -> Pixels:
     return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy()
 
 
-__all__ = ["Lane"]
+__all__ = ["InferenceQueue"]

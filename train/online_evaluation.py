@@ -11,7 +11,7 @@ from mio_export.errors import UsageError
 from mio_export.metrics import HEADLINE_K, knn_accuracy, retrieval_recall
 from mio_export.models import Encoder
 from mio_export.runtimes.devices import exact_float32
-from mio_export.sources import spread
+from mio_export.sources import evenly_spaced
 from mio_export.train.data import ImageSet
 from mio_export.train.evaluation import augmented_copies
 
@@ -36,7 +36,7 @@ def online_scores(encoder: Encoder, images: ImageSet, *, held_out_of: int = 10) 
     if held_out_of < 2:
         raise UsageError(f"held_out_of must be 2 or more, got {held_out_of}")
     is_query = np.arange(len(images.pixels)) % held_out_of == 0
-    copied = spread(np.flatnonzero(is_query).tolist(), _MAX_COPIES)
+    copied = evenly_spaced(np.flatnonzero(is_query).tolist(), _MAX_COPIES)
     with undisturbed(encoder):
         features = encoder.embed(images.pixels)
         copies = encoder.embed(augmented_copies(images.pixels[copied]))

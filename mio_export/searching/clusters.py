@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mio_export.metrics import l2_normalized
 from mio_export.searching.neighbors import other_neighbors
-from mio_export.sources import spread
+from mio_export.sources import evenly_spaced
 
 Matrix = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ def examine(vectors: Matrix) -> Structure:
         vectors: shape (N, D), N at least 1.
     """
     count = max(_LEAST_EXAMINED, _MOST_COSINES // len(vectors))
-    rows = np.array(spread(range(len(vectors)), count), dtype=np.int64)
+    rows = np.array(evenly_spaced(range(len(vectors)), count), dtype=np.int64)
     neighbors, cosines = other_neighbors(vectors, rows, NUM_NEIGHBORS)
     return Structure(rows=rows, neighbors=neighbors, cosines=cosines)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mio_export.benching import Absent, BenchResult, Contender, Speed, bench
+from mio_export.benchmark import Absent, BenchResult, Contender, Speed, bench
 from mio_export.bundle import load_bundle, save_manifest
 from mio_export.embedding import measure
 from mio_export.errors import UsageError

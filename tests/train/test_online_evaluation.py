@@ -8,7 +8,7 @@ from mio_export.errors import UsageError
 from mio_export.metrics import knn_accuracy, retrieval_recall
 from mio_export.train.data import ImageSet
 from mio_export.train.evaluation import augmented_copies
-from mio_export.train.online import online_scores
+from mio_export.train.online_evaluation import online_scores
 
 
 class Drawing(torch.nn.Module):

@@ -6,7 +6,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mio_export.errors import UsageError
-from mio_export.exporting.casting import cast_graph, forecast, observed
+from mio_export.exporting.half_precision import cast_graph, forecast, observed
 from mio_export.exporting.onnx import onnx_from_encoder, save_onnx
 from mio_export.models import build_encoder
 from mio_export.preprocess import Preprocess

@@ -14,7 +14,7 @@ from mio_export.store import DUPLICATE, FAILED, OK, StoreInfo, iter_columns, rea
 _CODES = {OK: 1, DUPLICATE: 2, FAILED: 3}
 
 
-class Standing:
+class StoreStatus:
     """What a store holds of some files.
 
     Args:

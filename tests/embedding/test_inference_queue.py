@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mio_export.decoding import Decoder
-from mio_export.embedding import lane as module
+from mio_export.embedding import inference_queue as module
 from mio_export.embedding.computing import ImageMemoryError
-from mio_export.embedding.lane import Lane
+from mio_export.embedding.inference_queue import InferenceQueue
 from mio_export.embedding.pipeline import Embedder, StageTimer
 from mio_export.embedding.run import embed
 from mio_export.runtimes import open_runtime
@@ -46,9 +46,9 @@ def batches(sizes):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_every_image_gets_its_own_vector_in_order(ahead):
-    with Lane(Slow(per_batch_s=0.002), 4, ahead=ahead) as lane:
-        found = [pair for batch in batches([4, 4, 1, 4, 3]) for pair in lane.send(batch)] + lane.rest()
-        assert lane.rest() == []
+    with InferenceQueue(Slow(per_batch_s=0.002), 4, ahead=ahead) as queue:
+        found = [pair for batch in batches([4, 4, 1, 4, 3]) for pair in queue.submit(batch)] + queue.drain()
+        assert queue.drain() == []
     names = [name for names, _ in found for name in names]
     assert names == [str(index) for index in range(16)]
     assert np.concatenate([vectors for _, vectors in found]).ravel().tolist() == list(range(16))
@@ -56,28 +56,28 @@ def test_every_image_gets_its_own_vector_in_order(ahead):
 
 def test_the_next_batch_is_gathered_while_a_gpu_computes():
     runtime = Slow(per_batch_s=0.05)
-    with Lane(runtime, 4, ahead=True) as lane:
+    with InferenceQueue(runtime, 4, ahead=True) as queue:
         start = time.perf_counter()
         for batch in batches([4] * 10):
             time.sleep(0.05)  # what gathering takes
-            lane.send(batch)
-        lane.rest()
+            queue.submit(batch)
+        queue.drain()
         seconds = time.perf_counter() - start
     assert runtime.threads.isdisjoint({threading.get_ident()})
     assert seconds < 0.8  # one after the other: 1.0 s
 
 
 def test_what_fails_in_the_gpus_thread_comes_out():
-    with Lane(Slow(most=2, error="device lost"), 4, ahead=True) as lane:
-        lane.send(batches([4])[0])
+    with InferenceQueue(Slow(most=2, error="device lost"), 4, ahead=True) as queue:
+        queue.submit(batches([4])[0])
         with pytest.raises(RuntimeError, match="device lost"):
-            lane.rest()
+            queue.drain()
 
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_batch_that_memory_does_not_hold_is_embedded_image_by_image(ahead):
-    with Lane(Slow(most=2, error="CUDA out of memory. Tried to allocate 2 GiB"), 4, ahead=ahead) as lane:
-        found = [pair for batch in batches([4, 2, 4]) for pair in lane.send(batch)] + lane.rest()
+    with InferenceQueue(Slow(most=2, error="CUDA out of memory. Tried to allocate 2 GiB"), 4, ahead=ahead) as queue:
+        found = [pair for batch in batches([4, 2, 4]) for pair in queue.submit(batch)] + queue.drain()
     assert [name for names, _ in found for name in names] == [str(index) for index in range(10)]
     assert np.concatenate([vectors for _, vectors in found]).ravel().tolist() == list(range(10))
 
@@ -85,8 +85,8 @@ def test_a_batch_that_memory_does_not_hold_is_embedded_image_by_image(ahead):
 @pytest.mark.parametrize("ahead", [False, True])
 def test_an_image_that_memory_does_not_hold_alone_is_named(ahead):
     def embedded():
-        with Lane(Slow(most=0, error="bad allocation"), 4, ahead=ahead) as lane:
-            return lane.send(batches([3])[0]) + lane.rest()
+        with InferenceQueue(Slow(most=0, error="bad allocation"), 4, ahead=ahead) as queue:
+            return queue.submit(batches([3])[0]) + queue.drain()
 
     with pytest.raises(ImageMemoryError, match="not enough memory to embed 0 alone"):
         embedded()
@@ -94,8 +94,10 @@ def test_an_image_that_memory_does_not_hold_alone_is_named(ahead):
 
 def test_both_ways_give_the_same_store(bundle, photos, tmp_path, monkeypatch):
     embed(bundle.path, photos, tmp_path / "a", runtime="onnxruntime", batch_size=3)
-    started = Lane.__init__
-    monkeypatch.setattr(module.Lane, "__init__", lambda self, runtime, size: started(self, runtime, size, ahead=True))
+    started = InferenceQueue.__init__
+    monkeypatch.setattr(
+        module.InferenceQueue, "__init__", lambda self, runtime, size: started(self, runtime, size, ahead=True)
+    )
     threads = set()
     run = OnnxRuntime._run
     monkeypatch.setattr(OnnxRuntime, "_run", lambda self, x: (threads.add(threading.get_ident()), run(self, x))[1])
@@ -107,8 +109,10 @@ def test_both_ways_give_the_same_store(bundle, photos, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_what_the_runtime_takes_is_what_limits(bundle, photos, monkeypatch, ahead):
-    started, run, timer = Lane.__init__, OnnxRuntime._run, StageTimer()
-    monkeypatch.setattr(module.Lane, "__init__", lambda self, runtime, size: started(self, runtime, size, ahead=ahead))
+    started, run, timer = InferenceQueue.__init__, OnnxRuntime._run, StageTimer()
+    monkeypatch.setattr(
+        module.InferenceQueue, "__init__", lambda self, runtime, size: started(self, runtime, size, ahead=ahead)
+    )
     monkeypatch.setattr(OnnxRuntime, "_run", lambda self, images: (time.sleep(0.6), run(self, images))[1])
     with open_runtime(bundle, "onnxruntime") as runtime, ThreadPoolExecutor(2) as pool:
         embedder = Embedder(runtime, Decoder(bundle.manifest.preprocess), pool, batch_size=2, timer=timer)

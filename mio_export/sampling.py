@@ -8,7 +8,7 @@ from mio_export.errors import UsageError
 T = TypeVar("T")
 
 
-def spread(items: Sequence[T], limit: int) -> list[T]:
+def evenly_spaced(items: Sequence[T], limit: int) -> list[T]:
     """Return at most ``limit`` items at even distances, in their order.
 
     Raises:
@@ -21,4 +21,4 @@ def spread(items: Sequence[T], limit: int) -> list[T]:
     return [items[(2 * index + 1) * len(items) // (2 * limit)] for index in range(limit)]
 
 
-__all__ = ["spread"]
+__all__ = ["evenly_spaced"]

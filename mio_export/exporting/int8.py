@@ -23,7 +23,7 @@ import onnx
 from onnx import helper
 
 from mio_export.errors import UsageError
-from mio_export.exporting.casting import computed_floats, observed
+from mio_export.exporting.half_precision import computed_floats, observed
 from mio_export.files import write_text
 from mio_export.preprocess import Pixels
 

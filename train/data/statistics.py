@@ -10,9 +10,9 @@ from PIL import Image
 
 from mio_export.errors import MioError
 from mio_export.preprocess import Pixels
-from mio_export.sources import spread
+from mio_export.sources import evenly_spaced
 from mio_export.train.data.image_set import ImageSet
-from mio_export.train.data.part import Part
+from mio_export.train.data.split import Part
 
 _PROBED = 200
 _BLOCK_BYTES = 16_000_000
@@ -32,14 +32,14 @@ class Geometry:
 
 
 def probe_geometry(part: Part) -> Geometry:
-    """Look at 200 images, evenly spread, without decoding them; at the others too, until one can be read.
+    """Look at 200 images, evenly evenly_spaced, without decoding them; at the others too, until one can be read.
 
     Raises:
         MioError: none of them is an image.
     """
     sides: list[int] = []
     grey: list[bool] = []
-    for number, index in enumerate(itertools.chain(spread(range(len(part)), _PROBED), range(len(part)))):
+    for number, index in enumerate(itertools.chain(evenly_spaced(range(len(part)), _PROBED), range(len(part)))):
         if sides and number >= _PROBED:
             break
         try:
@@ -60,7 +60,7 @@ def mean_and_std(images: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]
     the next, so that of 10,000 is known to 0.002, and a data set on disk need not be read whole.
     """
     pixels = images.pixels
-    indices = spread(range(len(pixels)), len(pixels) if pixels.nbytes <= _EXACT_BYTES else _SAMPLED)
+    indices = evenly_spaced(range(len(pixels)), len(pixels) if pixels.nbytes <= _EXACT_BYTES else _SAMPLED)
     num_blocks = min(len(indices), max(1, len(indices) * pixels[0].nbytes // _BLOCK_BYTES))
     counts = np.zeros((pixels.shape[-1], 256), dtype=np.int64)
     for chosen in np.array_split(indices, num_blocks):

@@ -12,8 +12,8 @@ from mio_export.bundle import Artifact, Manifest, ParitySummary
 from mio_export.bundle.sidecar import sidecar_path
 from mio_export.exporting.graphs import Graph, Graphs
 from mio_export.exporting.onnx import save_onnx
+from mio_export.exporting.plan import Order, source
 from mio_export.exporting.pt2 import pt2_from_encoder
-from mio_export.exporting.request import Order, source
 from mio_export.exporting.tensorrt import engine_from_onnx
 from mio_export.exporting.torchscript import torchscript_from_encoder
 from mio_export.files import sha256_file

@@ -8,8 +8,8 @@ import torch
 from onnx import numpy_helper
 
 from mio_export.errors import UsageError
+from mio_export.exporting.int8 import MIN_IMAGES, calibrate, quantize
 from mio_export.exporting.onnx import onnx_from_encoder, save_onnx
-from mio_export.exporting.quantizing import MIN_IMAGES, calibrate, quantize
 from mio_export.metrics import neighbor_agreement
 from mio_export.models import build_encoder
 from mio_export.preprocess import Preprocess

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mio_export.sources import spread
+from mio_export.sources import evenly_spaced
 from mio_export.train.data import ImageSet, mean_and_std, open_data, probe_geometry
-from mio_export.train.data.part import ArrayPart
+from mio_export.train.data.split import ArrayPart
 
 
 def make(folder, num_images, mode, size):
@@ -37,7 +37,7 @@ def test_geometry_of_bare_pixels_is_their_shape(shape, expected):
 def test_the_look_goes_on_until_an_image_can_be_read(tmp_path):
     make(tmp_path / "images", 450, "L", (24, 24))
     train = open_data(tmp_path / "images").train
-    passed_over = next(index for index in range(len(train)) if index not in spread(range(len(train)), 200))
+    passed_over = next(index for index in range(len(train)) if index not in evenly_spaced(range(len(train)), 200))
     for index, key in enumerate(train.keys):
         if index != passed_over:
             (tmp_path / "images" / key).write_bytes(b"broken")
@@ -56,7 +56,7 @@ def test_of_a_very_large_set_ten_thousand_images_are_counted(monkeypatch):
     constants[15_000:] //= 2  # the spread must reach the end
     images = image_set(np.repeat(constants, 4).reshape(-1, 2, 2, 1))
     exact = mean_and_std(images)
-    monkeypatch.setattr("mio_export.train.data.geometry._EXACT_BYTES", images.pixels.nbytes - 1)
+    monkeypatch.setattr("mio_export.train.data.statistics._EXACT_BYTES", images.pixels.nbytes - 1)
     sampled = mean_and_std(images)
     assert sampled == mean_and_std(image_set(images.pixels[1::3]))
     assert sampled != exact

@@ -18,7 +18,7 @@ from mio_export.progress import Progress
 from mio_export.runtimes import Choice, Runtime
 from mio_export.runtimes.devices import num_threads
 from mio_export.runtimes.timing import Rates, fastest, timed_rounds
-from mio_export.sources import SourceFile, list_sources, named, spread
+from mio_export.sources import SourceFile, evenly_spaced, list_sources, named
 
 _ROUNDS = 3
 _FEW = 16
@@ -99,12 +99,12 @@ def measure(
         mode = resolve_decode("auto", selected, files, progress=Progress())
         with Decoder(preprocess, scaled=mode == "scaled") as decoder:
             stages = _Stages(selected.runtime, decoder, pool, batch_size)
-            few = spread(files, _FEW)
+            few = evenly_spaced(files, _FEW)
             if not stages.decode(few):
                 raise GateError(f"none of {len(few)} images of {named(specs)} can be read")
             stages.embed(few)  # first calls allocate
             per_image = float((1 / stages.rates(few, rounds=1)).sum())
-            sample = spread(files, min(len(files), max(batch_size, int(seconds / _ROUNDS / per_image))))
+            sample = evenly_spaced(files, min(len(files), max(batch_size, int(seconds / _ROUNDS / per_image))))
             rates = stages.rates(sample, rounds=_ROUNDS)
     decoding, inference, end_to_end = rates.max(axis=0).tolist()
     return Throughput(
