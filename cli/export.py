@@ -65,7 +65,7 @@ def run(
     """Export an encoder, with proof, into a bundle.
 
     Every artifact is compared with the encoder in float64 on real images before it enters; if one is refused, no bundle
-    appears and all is kept in NAME.mio.rejected. What cannot run here enters as unproven.
+    appears and all is kept in NAME.mio.rejected. Artifacts that cannot run here are added as unproven.
 
     Example:  mio export run -o encoder.mio -f onnx -f torchscript --images photos
 

@@ -124,7 +124,7 @@ def _artifact(bundle: Bundle, artifact: Artifact) -> str:
 
 def _trained(training: Training | None) -> str:
     if training is None:
-        return "elsewhere; the weights were brought along"
+        return "elsewhere; the weights are from elsewhere"
     recipe = training.recipe
     epochs = f"{training.last['epoch']} of {recipe['epochs']} epochs"
     images = f"{training.data.num_images:,} images"

@@ -146,7 +146,7 @@ def neighbor_agreement(reference: Matrix, candidate: Matrix, *, k: int) -> float
 
 
 def spectrum(rows: Matrix) -> npt.NDArray[np.float64]:
-    """Return the singular values of a feature matrix, descending, the largest divided to 1; shape (min(N, D),).
+    """Return the singular values of a feature matrix, descending, scaled so that the largest is 1; shape (min(N, D),).
 
     The mean is not removed. All are 0 for zero rows.
     """

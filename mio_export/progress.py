@@ -17,7 +17,7 @@ class Task(Protocol):
     """One piece of work with a known amount."""
 
     def advance(self, amount: int = 1, *, failed: int = 0, limited_by: str = "", note: str = "") -> None:
-        """Say that ``amount`` more is done, ``failed`` of it in vain.
+        """Report ``amount`` more units done, of which ``failed`` failed.
 
         Args:
             amount: of the task's unit.
@@ -28,7 +28,7 @@ class Task(Protocol):
 
 
 class Progress:
-    """Says nothing; the base of those that do."""
+    """Base class; reports nothing."""
 
     def line(self, text: str) -> None:
         """Say one thing."""

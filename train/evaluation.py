@@ -180,7 +180,7 @@ def augmented_copies(pixels: Pixels) -> Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class _Exam:
-    """What every way of embedding has to do."""
+    """The evaluation protocol, applied to one embedding."""
 
     train: ImageSet
     test: ImageSet

@@ -76,7 +76,7 @@ def check_data(run: Path, data: TrainingData) -> None:
     stored = _stored(run)["data"]
     if stored["sha256"] != data.sha256:
         raise UsageError(
-            f"{run} was begun on other images ({stored['num_images']:,} then, {data.num_images:,} now; files"
+            f"{run} was started on other images ({stored['num_images']:,} then, {data.num_images:,} now; files"
             " were added, removed or changed); choose another -o"
         )
 

@@ -49,7 +49,7 @@ def online_scores(encoder: Encoder, images: ImageSet, *, held_out_of: int = 10) 
 
 @contextmanager
 def undisturbed(encoder: Encoder) -> Iterator[None]:
-    """Compute in whole float32, then put back each module's mode and the generators of torch, NumPy and Python."""
+    """Compute in full float32, then put back each module's mode and the generators of torch, NumPy and Python."""
     device = encoder.mean.device
     modes = {module: module.training for module in encoder.modules()}
     states = random.getstate(), np.random.get_state()

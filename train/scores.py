@@ -58,7 +58,7 @@ class Evaluation:
     failures: tuple[str, ...]
     """Files that could not be read."""
     device: str
-    """Where the encoder ran, ``cpu`` or ``cuda``; always in whole float32."""
+    """Where the encoder ran, ``cpu`` or ``cuda``; always in full float32."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready values."""

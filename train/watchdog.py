@@ -70,7 +70,7 @@ class Watchdog:
         self._untrained: dict[str, Any] | None = None
 
     def start(self, module: SelfSupervised) -> None:
-        """Measure the untrained encoder, unless this run was begun before."""
+        """Measure the untrained encoder, unless this run is resumed."""
         if self._untrained is None:
             self._untrained = asdict(self._health(module, *self._images(module)))
 

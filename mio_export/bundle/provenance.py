@@ -31,7 +31,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         return dict(read_sidecar(path).provenance)
     text = read_onnx(path).metadata.get(KEY) if path.suffix == ".onnx" else _from_archive(path)
     if text is None:
-        raise UsageError(f"{path} says nothing of itself; it was not made by mio-export")
+        raise UsageError(f"{path} has no metadata of mio-export; it was not made by it")
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):

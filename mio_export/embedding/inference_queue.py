@@ -39,7 +39,7 @@ class InferenceQueue:
             self._thread = ThreadPoolExecutor(1)
             self._buffers = cycle([_page_locked((batch_size, *runtime.image_shape)) for _ in range(_NUM_BUFFERS)])
         self.waited_s = 0.0
-        """How long the caller has stood still for the runtime, in seconds; whoever takes it down sets it back."""
+        """Seconds the caller was blocked on the runtime; whoever reads it resets it to 0."""
 
     def submit(self, batch: Mapping[str, Pixels]) -> list[tuple[list[str], Embeddings]]:
         """Send images of shape (H, W, C) by their names; return the names and vectors of batches that are done.

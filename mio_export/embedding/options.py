@@ -155,14 +155,15 @@ def _check_same(stored: StoreInfo, info: StoreInfo, out: Path) -> None:
         if getattr(stored, attribute) != getattr(info, attribute):
             name = f"--{attribute.replace('_', '-')}"
             raise UsageError(
-                f"{out} was begun with {name} {getattr(stored, attribute)}, got {getattr(info, attribute)};"
+                f"{out} was created with {name} {getattr(stored, attribute)}, got {getattr(info, attribute)};"
                 f" leave {name} out, or choose another -o"
             )
     if str(stored.part) != str(info.part):
         begun = f"with --shard {stored.part}" if stored.part else "without --shard"
-        raise UsageError(f"{out} was begun {begun}; call it so again, or choose another -o")
+        raise UsageError(f"{out} was created {begun}; use the same, or choose another -o")
     if stored.part != info.part:
+        then, now = (part.num_files if part else 0 for part in (stored.part, info.part))
         raise UsageError(
-            f"the collection has changed since {out} was begun ({stored.part.num_files if stored.part else 0:,} files,"
-            f" now {info.part.num_files if info.part else 0:,}), so its parts would not fit; begin them in another -o"
+            f"the collection has changed since {out} was created ({then:,} files, now {now:,}), so its parts would not"
+            " fit; begin them in another -o"
         )

@@ -70,7 +70,7 @@ class StageTimer:
         self._seconds: dict[str, float] = defaultdict(float)
 
     def add(self, what: str, seconds: float) -> None:
-        """Take down time of the run (``wait``, ``infer``, ``write``) or of its threads (``read``, ``decode``)."""
+        """Record time of the run (``wait``, ``infer``, ``write``) or of its threads (``read``, ``decode``)."""
         self._seconds[what] += seconds
 
     @property

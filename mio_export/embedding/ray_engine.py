@@ -1,4 +1,4 @@
-"""The Ray engine: Ray Data reads, decodes and embeds whole shards on any machine; who called takes them in order.
+"""The Ray engine: Ray Data reads, decodes and embeds whole shards on any machine; the caller consumes them in order.
 
 Each shard is a stateless task, not a call of an actor: the task of a machine that is lost goes to another one, while
 that of an actor would wait for a place to start the actor anew, and a full cluster has none.

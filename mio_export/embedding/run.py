@@ -183,7 +183,7 @@ def _check_named(choice: Choice, runtime: str, out: Path) -> None:
     """Refuse to open a format that may hold code, unless it is named in this very call."""
     if choice.runtime in NAMED_ONLY and runtime == "auto":
         raise UsageError(
-            f"{out} was begun with {choice.runtime}, whose files may hold code and run only when they are named;"
+            f"{out} was created with {choice.runtime}, whose files may hold code and run only when they are named;"
             f" if you trust the bundle, add --runtime {choice.runtime}"
         )
 

@@ -1,4 +1,4 @@
-"""How the files of a collection stand in a store, in a few bytes a file: a collection may have millions."""
+"""Status of each file of a collection in a store, in a few bytes a file: a collection may have millions."""
 
 import hashlib
 from collections.abc import Sequence

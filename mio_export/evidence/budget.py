@@ -78,7 +78,7 @@ def budget_for(
         top1=rows["top1"],
         recall_at_10=rows["recall"],
         max_knn_change=rows["knn"],
-        source="int8: bounds on rows and retrieval; no law ties its error to float32's",
+        source="int8: bounds on rows and retrieval; no error model relates int8 to float32",
     )
     if precision != "int8":
         float32 = _ROUNDOFF["fp32"]

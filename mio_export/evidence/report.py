@@ -178,7 +178,7 @@ def beyond_budget(values: Mapping[str, Any], budget: Budget) -> list[str]:
 
 
 def _beyond_knn(values: Mapping[str, Any], budget: Budget) -> list[str]:
-    """One image may always change sides: among few images its share says nothing."""
+    """One image may always change: among few images, one is already more than any threshold."""
     change = values["knn_change"]
     allowed = max(budget.max_knn_change, 1 / values["num_rows"])
     if change is None or abs(change) <= allowed + 1e-12:

@@ -171,7 +171,7 @@ def _check_head(source: Encoder | str | Path, head: str, dim: int | None) -> Non
     if head == "backbone" and dim is not None:
         raise UsageError(f"dim {dim} is of the projections; give it together with head projector, or leave it out")
     if head == "projector" and isinstance(source, Encoder):
-        raise UsageError("head projector is that of a training run; an encoder that was brought along has none")
+        raise UsageError("head projector needs a training run; an encoder from elsewhere has no projection head")
 
 
 def _check_replaceable(out: Path) -> None:

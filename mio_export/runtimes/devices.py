@@ -95,7 +95,7 @@ def resolve_device(device: str, *, library: str) -> str:
 
 @contextmanager
 def exact_float32(device: str) -> Iterator[None]:
-    """Let torch compute in whole float32, the same every time: no autocast, no TF32, no choice of algorithm by speed.
+    """Make torch compute in full float32, deterministically: no autocast, no TF32, no choice of algorithm by speed.
 
     Args:
         device: the type of the device that computes, ``cpu`` or ``cuda``.

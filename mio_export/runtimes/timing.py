@@ -151,7 +151,7 @@ def best_batch(runtime: Runtime, largest: int) -> int:
         except Exception:
             if not best_rate:
                 raise
-            break  # libraries say in many ways that memory has ended
+            break  # each library raises its own out-of-memory error
         if rate < _MIN_GAIN * best_rate:
             break
         best, best_rate = size, rate

@@ -16,7 +16,7 @@ from mio_export.sources.tar_entries import DAMAGES, tar_entries
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _MOST_LINKS = 40
-"""In a row, as Linux has it."""
+"""Links followed in a row, as in Linux."""
 _NS = 1_000_000_000
 
 
@@ -155,7 +155,7 @@ def _unended(file: BinaryIO) -> str | None:
     """Read on behind the end mark, where nothing but zeros belongs."""
     while data := file.read(1 << 16):
         if data.strip(b"\0"):
-            return "it goes on behind its end mark, as tar files do that were joined with cat"
+            return "data follows its end-of-archive marker, as in tar files joined with cat"
     return None
 
 

@@ -182,7 +182,7 @@ def test_another_space_artifact_or_setting_is_refused(bundle, encoder, photos, o
         embed(other.path, photos, out)
     with pytest.raises(SpaceError, match=r"holds vectors of encoder.onnx .* not of encoder.torchscript"):
         embed(bundle.path, photos, out, runtime="torchscript")
-    with pytest.raises(UsageError, match="was begun with --batch-size 8, got 4"):
+    with pytest.raises(UsageError, match="was created with --batch-size 8, got 4"):
         embed(bundle.path, photos, out, batch_size=4)
     assert embed(bundle.path, photos, out).info.batch_size == 8
     assert mio("embed", other.path, photos, "-o", out).code == 4

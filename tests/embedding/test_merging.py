@@ -82,7 +82,7 @@ def test_a_part_resumes_and_tries_its_failed_files_again(bundle, images, tmp_pat
     assert (result.num_embedded, result.num_failed) == (len(broken), len(broken) - 1)
     assert merge(parts, tmp_path / "merged").num_failed == 2
     (images / "new.png").touch()
-    with pytest.raises(UsageError, match=r"has changed since .*part-1 was begun \(93 files, now 94\)"):
+    with pytest.raises(UsageError, match=r"has changed since .*part-1 was created \(93 files, now 94\)"):
         embed(bundle.path, images, parts[0], shard="1/3")
 
 
@@ -134,7 +134,7 @@ def test_a_shard_that_is_none_is_a_usage_error(bundle, photos, tmp_path, text):
 def test_a_store_is_gone_on_with_as_it_was_begun(bundle, images, tmp_path):
     embed(bundle.path, images, tmp_path / "out", shard="1/2", **OPTIONS)
     for shard, begun in ((None, "1/2"), ("2/2", "1/2")):
-        with pytest.raises(UsageError, match=f"was begun with --shard {begun}"):
+        with pytest.raises(UsageError, match=f"was created with --shard {begun}"):
             embed(bundle.path, images, tmp_path / "out", shard=shard, **OPTIONS)
 
 

@@ -136,5 +136,5 @@ def test_what_does_not_go_together_is_refused(mio, ordered_run, unordered_run, t
 
 
 def test_an_encoder_that_was_brought_along_has_no_projection_head(encoder, tmp_path):
-    with pytest.raises(UsageError, match="head projector is that of a training run; an encoder that was brought along"):
+    with pytest.raises(UsageError, match="head projector needs a training run; an encoder from elsewhere"):
         export(encoder, tmp_path / "x.mio", head="projector")

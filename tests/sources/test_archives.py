@@ -302,7 +302,9 @@ def test_a_cut_or_damaged_gzip_gives_its_whole_members_and_one_failed_row(folder
 def test_tars_that_were_joined_are_not_taken_for_one(tmp_path):
     one = write_tar(tmp_path / "a.tar", [member("a.jpg", b"a")]).read_bytes()
     (tmp_path / "two.tar").write_bytes(one + one)
-    assert "behind its end mark" in problems(list_sources([tmp_path / "two.tar"]))["two.tar#truncated"]
+    assert (
+        "data follows its end-of-archive marker" in problems(list_sources([tmp_path / "two.tar"]))["two.tar#truncated"]
+    )
 
 
 def test_gzip_is_read_at_any_position(tmp_path, monkeypatch):

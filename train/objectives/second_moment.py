@@ -1,4 +1,4 @@
-"""The monitor of MINC's second moment: a Λ that lags behind the encoder makes training circle instead of settle."""
+"""The monitor of MINC's second moment: a stale Λ makes training oscillate instead of converge."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

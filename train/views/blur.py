@@ -12,7 +12,7 @@ _NO_BLUR = 1e-3
 
 
 def random_blur(pixels: Tensor, config: ViewConfig, generator: torch.Generator, *, view: int) -> Tensor:
-    """Blur the images drawn for it, in place; ``view`` says whose probability holds, 0 the first's, 1 the second's."""
+    """Blur the images drawn for it, in place; ``view`` (0 or 1) selects the probability."""
     probability = config.blur_probability[view]
     if probability == 0:
         return pixels

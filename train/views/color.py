@@ -52,7 +52,7 @@ def random_grayscale(pixels: Tensor, config: ViewConfig, generator: torch.Genera
 
 
 def random_solarize(pixels: Tensor, config: ViewConfig, generator: torch.Generator, *, view: int) -> Tensor:
-    """Invert the bright pixels of the images drawn for it, in place; ``view`` says whose probability holds, 0 or 1."""
+    """Invert the bright pixels of the images drawn for it, in place; ``view`` (0 or 1) selects the probability."""
     probability = config.solarize_probability[view]
     if probability == 0:
         return pixels
