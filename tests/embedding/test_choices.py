@@ -264,7 +264,9 @@ def test_auto_never_opens_what_may_hold_code(two_runtimes, photos, tmp_path, mon
     assert embed(two_runtimes.path, few, tmp_path / "named", runtime="torchscript").info.runtime == "torchscript"
     assert embed(two_runtimes.path, few, tmp_path / "named").num_embedded == 0  # nothing is opened
     shutil.copytree(photos / "flower", few / "flower")
-    with pytest.raises(UsageError, match=r"begun with torchscript, .* if you trust the bundle, add --runtime torchscr"):
+    with pytest.raises(
+        UsageError, match=r"created with torchscript, .* if you trust the bundle, add --runtime torchscr"
+    ):
         embed(two_runtimes.path, few, tmp_path / "named")
     assert embed(two_runtimes.path, few, tmp_path / "named", runtime="torchscript").num_embedded == 12
 

@@ -41,7 +41,7 @@ def build(objective):
     module = SelfSupervised(encoder, recipe, num_batches=1)
     branches = [module.online] if module.target is None else [module.online, module.target]
     for branch in branches:
-        branch["head"] = nn.Sequential(nn.Linear(encoder.spec.embedding_dim, 16), nn.Tanh(), nn.Linear(16, DIM))
+        branch.head = nn.Sequential(nn.Linear(encoder.spec.embedding_dim, 16), nn.Tanh(), nn.Linear(16, DIM))
     if OBJECTIVES[objective].predictor == "mlp":
         module.predictor = nn.Sequential(nn.Linear(DIM, 16), nn.Tanh(), nn.Linear(16, DIM))
     if module.target is not None:

@@ -202,7 +202,7 @@ def test_other_images_are_not_resumed_on(one_epoch, data, tmp_path):
     fewer.mkdir()
     for path in sorted(data.iterdir())[:200]:
         os.link(path, fewer / path.name)
-    with pytest.raises(UsageError, match=r"begun on other images \(\d+ then, \d+ now"):
+    with pytest.raises(UsageError, match=r"started on other images \(\d+ then, \d+ now"):
         train(recipe_from_dict({**TINY, "epochs": 1}), fewer, one_epoch, resume=True)
 
 

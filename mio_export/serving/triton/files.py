@@ -13,7 +13,19 @@ from mio_export.serving.options import ServeOptions
 from mio_export.serving.protocol import pack
 from mio_export.serving.triton.plan import RELEASE, Plan
 
-CONTRACT = ("__init__", "claims", "errors", "formats", "limits", "memory", "orientation", "png", "preprocess", "schema")
+CONTRACT = (
+    "__init__",
+    "claims",
+    "errors",
+    "extras",
+    "formats",
+    "limits",
+    "memory",
+    "orientation",
+    "png",
+    "preprocess",
+    "schema",
+)
 """What ``mio_export.decoding`` needs of this package, shipped byte for byte."""
 _LOADS = {"onnxruntime": "model.onnx", "pytorch": "model.pt", "tensorrt": "model.plan", "python": "model.py"}
 """The file that each backend loads."""
