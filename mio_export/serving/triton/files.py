@@ -18,6 +18,7 @@ CONTRACT = (
     "claims",
     "errors",
     "extras",
+    "files",
     "formats",
     "limits",
     "memory",
