@@ -50,6 +50,8 @@ def embed_image_files(
             images = {start + row: found for row, found in enumerate(decoded) if not isinstance(found, str)}
             if images:
                 vectors[list(images)] = runtime.embed(np.stack(list(images.values())))
+    for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist():
+        vectors[row], reasons[row] = np.nan, reasons[row] or "its embedding is not finite"
     return vectors, reasons
 
 

@@ -157,3 +157,14 @@ def test_onnx_runtime_keeps_no_record_of_its_use(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     subprocess.run([sys.executable, "-c", code], env={**environment, "HOME": str(tmp_path)}, check=True)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_embedding_that_is_not_finite_has_its_reason(bundle, photos, monkeypatch):
+    with open_runtime(bundle, "onnxruntime") as runtime:
+        run = type(runtime)._run
+        monkeypatch.setattr(type(runtime), "_run", lambda self, images: run(self, images) * np.float32([[1], [np.nan]]))
+        vectors, reasons = runtime.embed_files(sorted(path for path in photos.rglob("*") if path.is_file())[:2])
+    assert reasons[0] is None
+    assert "not finite" in reasons[1]
+    assert np.isfinite(vectors[0]).all()
+    assert np.isnan(vectors[1]).all()
