@@ -156,10 +156,10 @@ def main() -> None:
     """Measure and store."""
     from machine import save
 
+    from mio_export.console.progress import Progress
     from mio_export.embedding import embed
     from mio_export.exporting import export
     from mio_export.metrics import neighbor_agreement
-    from mio_export.progress import Progress
     from mio_export.runtimes.devices import num_threads
     from mio_export.runtimes.timing import fastest
     from mio_export.store import load_embeddings

@@ -63,7 +63,7 @@ def subset(source: Path, folder: Path, num_images: int | None) -> Path:
 
 def run_cell(name: str, batch_size: int, seed: int, data: Path, device: str) -> dict[str, object]:
     """Train one encoder and score it on the whole test set; ``correct`` is kept beside, for paired intervals."""
-    from mio_export.progress import Progress
+    from mio_export.console.progress import Progress
     from mio_export.train import recipe_from_dict, train
     from mio_export.train.data import load_images, open_data
     from mio_export.train.evaluation import evaluate_encoder

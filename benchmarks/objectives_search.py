@@ -39,8 +39,8 @@ def run_trial(name: str, change: dict[str, object], data: Path) -> float:
     """Train on the images, without labels; the accuracy on a tenth of them with the labels of the others."""
     import numpy as np
 
+    from mio_export.console.progress import Progress
     from mio_export.metrics import knn_accuracy
-    from mio_export.progress import Progress
     from mio_export.train import recipe_from_dict, train
     from mio_export.train.data import load_images, open_data
 

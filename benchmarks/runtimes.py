@@ -95,8 +95,8 @@ def main() -> None:
     from machine import save
 
     from mio_export.benchmark import bench
+    from mio_export.console.progress import Progress
     from mio_export.exporting import export
-    from mio_export.progress import Progress
 
     class Spoken(Progress):
         def line(self, text: str) -> None:

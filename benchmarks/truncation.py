@@ -27,8 +27,8 @@ EPOCHS = 3
 
 def projections(ordered: bool, seed: int, data: Path) -> tuple[np.ndarray, ...]:
     """Train one run; projections and labels of the training and the test images."""
+    from mio_export.console.progress import Progress
     from mio_export.models import load_projector_encoder
-    from mio_export.progress import Progress
     from mio_export.train import recipe_from_dict, train
     from mio_export.train.data import load_images, open_data
 

@@ -72,9 +72,9 @@ def run(
 
     Example:  mio embed encoder.mio photos -o part-1 --shard 1/2
     """
+    from mio_export.console.progress import stderr_progress
     from mio_export.embedding import embed
     from mio_export.limits import Limits
-    from mio_export.progress import stderr_progress
 
     result = embed(
         bundle,

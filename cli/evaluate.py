@@ -40,7 +40,7 @@ def run(
 
     Example:  mio evaluate runs --data photos --probes
     """
-    from mio_export.progress import stderr_progress
+    from mio_export.console.progress import stderr_progress
     from mio_export.train import Evaluation, SeedSummary, evaluate, evaluate_seeds, seed_runs
     from mio_export.train.run_files import REPORT
 

@@ -75,9 +75,9 @@ def run(
 
     Example:  mio export --backbone resnet50 --weights resnet50.safetensors -o resnet50.mio --images photos
     """
+    from mio_export.console.progress import stderr_progress
     from mio_export.exporting import export
     from mio_export.files import cache_folder
-    from mio_export.progress import stderr_progress
 
     result = export(
         _source(run, backbone, weights, stem, preprocess or []),

@@ -25,9 +25,9 @@ from mio_export.cli import (
     train,
     verify,
 )
+from mio_export.console.terminal import discard_output, printable, printable_lines, reader_is_gone, tolerate_encodings
 from mio_export.errors import Interrupted, MioError, one_line
 from mio_export.extras import missing_extra
-from mio_export.terminal import discard_output, printable, printable_lines, reader_is_gone, tolerate_encodings
 
 app = typer.Typer(
     name="mio",

@@ -28,9 +28,9 @@ def run(
 
     Example:  mio merge embeddings -o embeddings-npy --layout clip-retrieval --dtype float16
     """
+    from mio_export.console.progress import stderr_progress
     from mio_export.embedding import merge
     from mio_export.layouts import write_layout
-    from mio_export.progress import stderr_progress
 
     if layout == "store":
         if dtype != "float32":

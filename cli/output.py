@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mio_export.console.terminal import json_text, printable
 from mio_export.schema import finite
-from mio_export.terminal import json_text, printable
 
 if TYPE_CHECKING:
     from mio_export.parity import ParityReport

@@ -19,7 +19,7 @@ def run(
 
     Example:  mio quickstart --objective minc -o tour
     """
-    from mio_export.progress import stderr_progress
+    from mio_export.console.progress import stderr_progress
     from mio_export.quickstart import quickstart
     from mio_export.train.run_files import REPORT
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mio_export.cli.output import Json, echo, print_json, print_table
+from mio_export.console.terminal import printable
 from mio_export.errors import UsageError
-from mio_export.terminal import printable
 
 if TYPE_CHECKING:
     from mio_export.searching import Answer
@@ -40,7 +40,7 @@ def run(
 
     Example:  mio search embeddings --html gallery.html --source photos
     """
-    from mio_export.progress import stderr_progress
+    from mio_export.console.progress import stderr_progress
     from mio_export.searching import answer, write_gallery
 
     if not image and not key and html is None:

@@ -65,7 +65,7 @@ def run(
 
     Example:  mio serve encoder.mio --host 0.0.0.0 --api-key "$KEY" --tls-cert cert.pem --tls-key key.pem
     """
-    from mio_export.progress import stderr_progress
+    from mio_export.console.progress import stderr_progress
     from mio_export.serving import ServeOptions, Server
 
     if engine not in ("local", "ray"):

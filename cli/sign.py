@@ -37,7 +37,7 @@ def run(
 
     Example:  mio sign encoder.mio --private-key signer.key
     """
-    from mio_export.signing import sign
+    from mio_export.parity.signing import sign
 
     signature = sign(bundle, private_key=private_key, certificate=certificate, chain=chain or [])
     echo(f"{signature}: signed; others check it with: mio verify {bundle} --signer PUBLIC_KEY")

@@ -54,7 +54,7 @@ def run(
 
     Example:  mio train resnet18-cifar10 --dry-run
     """
-    from mio_export.progress import is_first_process, stderr_progress
+    from mio_export.console.progress import is_first_process, stderr_progress
     from mio_export.train import plan_training, resolve_recipe, train_seeds
 
     given = {"objective": objective, "epochs": epochs, "seed": seed}

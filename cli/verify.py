@@ -105,7 +105,7 @@ def _json_if_refused(as_json: bool) -> Iterator[None]:
 
 
 def _check_signature(bundle: Path, signer: str | None, issuer: str | None) -> None:
-    from mio_export.signing import check_signature
+    from mio_export.parity.signing import check_signature
 
     if signer is None:
         raise UsageError("--issuer vouches for an identity; add --signer IDENTITY")

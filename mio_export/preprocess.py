@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from mio_export.claims import claimed_sizes
 from mio_export.errors import UsageError, one_line
-from mio_export.formats import readable_formats
+from mio_export.image_formats.claims import claimed_sizes
+from mio_export.image_formats.orientation import orientation_of, split_exif
+from mio_export.image_formats.png import MAGIC, PngFile, read_png
+from mio_export.image_formats.supported import readable_formats
 from mio_export.memory import lacks_memory
-from mio_export.orientation import orientation_of, split_exif
-from mio_export.png import MAGIC, PngFile, read_png
 from mio_export.schema import InvalidValueError, strict, validated
 
 Pixels = npt.NDArray[np.uint8]

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mio_export.bundle import Bundle
+from mio_export.console.progress import Progress
 from mio_export.embedding import EmbedResult, embed
 from mio_export.errors import GateError
 from mio_export.exporting import export
 from mio_export.parity import EVERYTHING, Verification, verify
-from mio_export.progress import Progress
 from mio_export.sample import extract_sample
 from mio_export.train import Evaluation, Recipe, evaluate, recipe_from_dict, train
 

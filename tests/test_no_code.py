@@ -18,9 +18,9 @@ import torch
 from onnx import TensorProto, helper
 
 from mio_export.bundle import load_bundle, save_manifest
+from mio_export.bundle.onnx_file import check_onnx, read_onnx
 from mio_export.errors import GateError, UsageError
 from mio_export.exporting.pt2 import pt2_from_encoder
-from mio_export.onnx_file import check_onnx, read_onnx
 from mio_export.parity import verify
 from mio_export.runtimes import choose
 from mio_export.runtimes.backends import NAMED_ONLY

@@ -8,8 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from mio_export.console.progress import Progress
 from mio_export.files import sha256_file, staged_file
-from mio_export.progress import Progress
 from mio_export.train.run_files import CHECKPOINTS
 
 _KEPT = 2

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from mio_export.console.progress import Progress
 from mio_export.errors import UsageError
 from mio_export.metrics import HEADLINE_K, knn_predictions, retrieval_recall
 from mio_export.models import Encoder, load_encoder
 from mio_export.models.checkpoint import DESCRIPTION, EVALUATION, EVALUATION_SCHEMA_VERSION, load_description
 from mio_export.preprocess import Pixels
-from mio_export.progress import Progress
 from mio_export.runtimes.devices import exact_float32, resolve_device
 from mio_export.schema import write_json
 from mio_export.train.baselines import Embed, fitted_pca, raw_pixels

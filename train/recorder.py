@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mio_export.bundle import Training, TrainingData
+from mio_export.console.progress import Progress, Task
 from mio_export.errors import GateError, MioError
 from mio_export.files import write_text
 from mio_export.models import save_encoder
 from mio_export.models.checkpoint import save_head
-from mio_export.progress import Progress, Task
 from mio_export.train.checkpoints import Checkpoints
 from mio_export.train.data import ImageSet
 from mio_export.train.loader import EpochBatches

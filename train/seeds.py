@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import MANIFEST
+from mio_export.console.progress import Progress
 from mio_export.errors import UsageError
 from mio_export.metrics import BootstrapInterval
 from mio_export.models.checkpoint import DESCRIPTION, load_description
-from mio_export.progress import Progress
 from mio_export.train.evaluation import evaluate_all
 from mio_export.train.scores import Evaluation, knn_differences
 

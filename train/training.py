@@ -16,10 +16,10 @@ import pytorch_lightning as pl
 import torch
 
 from mio_export.bundle import TrainingData
+from mio_export.console.progress import Progress, is_first_process
 from mio_export.errors import MioError, UsageError
 from mio_export.models import Encoder
 from mio_export.preprocess import Preprocess
-from mio_export.progress import Progress, is_first_process
 from mio_export.runtimes.devices import num_threads, resolve_device
 from mio_export.sources import evenly_spaced
 from mio_export.train.checkpoints import Checkpoints

@@ -6,9 +6,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from mio_export.bundle.onnx_file import read_onnx
 from mio_export.bundle.sidecar import read_sidecar, sidecar_path
 from mio_export.errors import GateError, UsageError, one_line
-from mio_export.onnx_file import read_onnx
 
 KEY = "mio-export"
 """Name of the entry in ONNX metadata, and of the extra file (with ``.json``) in the archives of PyTorch."""

@@ -2,8 +2,8 @@
 
 import struct
 
-from mio_export.claims import webp_size
-from mio_export.png import MAGIC, chunks
+from mio_export.image_formats.claims import webp_size
+from mio_export.image_formats.png import MAGIC, chunks
 
 _MOST_PIXELS = 1 << 26
 """Larger images are decoded apart from this process, for their memory."""

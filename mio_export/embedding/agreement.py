@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mio_export.bundle import Bundle
+from mio_export.console.progress import Progress
 from mio_export.decoding import Decoder
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import SpaceError
@@ -15,7 +16,6 @@ from mio_export.evidence import Budget, Comparison, ParityReport, budget_for
 from mio_export.limits import Limits
 from mio_export.parity.report import compare
 from mio_export.preprocess import DecodeError, Pixels
-from mio_export.progress import Progress
 from mio_export.runtimes import Choice, Selected
 from mio_export.sources import SourceFile, evenly_spaced
 from mio_export.store import (

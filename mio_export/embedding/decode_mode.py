@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mio_export.console.progress import Progress
 from mio_export.decoding import Decoder
 from mio_export.limits import Limits
 from mio_export.parity.report import relative_errors
 from mio_export.preprocess import DecodeError, Preprocess
-from mio_export.progress import Progress
 from mio_export.runtimes import Selected
 from mio_export.sources import SourceFile, evenly_spaced
 

@@ -5,12 +5,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mio_export.console.progress import Progress
 from mio_export.embedding.partition import num_files_of
 from mio_export.embedding.pipeline import StageTimer
 from mio_export.embedding.store_writer import StoreWriter
 from mio_export.errors import MioError, SpaceError, UsageError
 from mio_export.files import behind_links, staged_folder
-from mio_export.progress import Progress
 from mio_export.store import (
     DUPLICATE,
     LOCK,

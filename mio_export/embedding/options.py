@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mio_export.bundle import WEIGHTS, Bundle
+from mio_export.console.progress import Progress
 from mio_export.embedding.decode_mode import resolve_decode
 from mio_export.embedding.partition import part_of
 from mio_export.errors import GateError, SpaceError, UsageError
 from mio_export.limits import Limits
-from mio_export.progress import Progress
 from mio_export.runtimes import BACKENDS, Selected, choose
 from mio_export.runtimes.selection import first_installed
 from mio_export.runtimes.timing import best_batch, fastest

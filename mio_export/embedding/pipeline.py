@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mio_export.console.progress import Task
 from mio_export.decoding import Decoder
 from mio_export.embedding.cache import Cache
 from mio_export.embedding.computing import ImageMemoryError
@@ -17,7 +18,6 @@ from mio_export.embedding.inference_queue import InferenceQueue
 from mio_export.errors import OutOfMemoryError
 from mio_export.memory import lacks_memory
 from mio_export.preprocess import DecodeError, Pixels
-from mio_export.progress import Task
 from mio_export.runtimes import Runtime
 from mio_export.runtimes.base import Embeddings
 from mio_export.sources import SourceFile

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import Bundle
+from mio_export.console.progress import Task
 from mio_export.decoding import Decoder
 from mio_export.embedding.options import EmbedOptions
 from mio_export.embedding.pipeline import Embedded, Embedder, StageTimer
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import MioError, MissingBackendError, SpaceError, UsageError, one_line
 from mio_export.extras import install_command
-from mio_export.progress import Task
 from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import limit_threads, num_threads
 from mio_export.runtimes.opening import open_choice

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mio_export.bundle import load_bundle
+from mio_export.console.progress import Progress, Task
 from mio_export.decoding import Decoder, within
 from mio_export.embedding.agreement import continued
 from mio_export.embedding.cache import Cache
@@ -20,7 +21,6 @@ from mio_export.embedding.store_writer import StoreWriter
 from mio_export.errors import GateError, MioError, UsageError
 from mio_export.files import behind_links
 from mio_export.limits import Limits
-from mio_export.progress import Progress, Task
 from mio_export.runtimes import Choice, Selected
 from mio_export.runtimes.backends import NAMED_ONLY
 from mio_export.runtimes.devices import num_threads

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mio_export.console.progress import Progress
 from mio_export.errors import GateError
-from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads
 from mio_export.sources import SourceFile
 from mio_export.store import DUPLICATE, FAILED, OK, StoreInfo, iter_columns, read_rows

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from mio_export.bundle import Bundle, load_bundle
+from mio_export.console.progress import Progress
 from mio_export.decoding import Decoder
 from mio_export.embedding.decode_mode import resolve_decode
 from mio_export.embedding.pipeline import Embedder, StageTimer, decode
 from mio_export.errors import GateError, MioError, UsageError
-from mio_export.progress import Progress
 from mio_export.runtimes import Choice, Runtime
 from mio_export.runtimes.devices import num_threads
 from mio_export.runtimes.timing import Rates, fastest, timed_rounds

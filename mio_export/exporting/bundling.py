@@ -24,6 +24,7 @@ from mio_export.bundle import (
     space_fingerprint,
 )
 from mio_export.bundle.lock import bundle_lock
+from mio_export.console.progress import Progress
 from mio_export.errors import GateError, MioError, UsageError
 from mio_export.exporting.artifacts import Writer
 from mio_export.exporting.graphs import Graphs
@@ -37,7 +38,6 @@ from mio_export.parity.golden import GOLDEN, save_golden
 from mio_export.parity.images import parity_images
 from mio_export.parity.reference import Reference
 from mio_export.parity.report import ParityReport
-from mio_export.progress import Progress
 from mio_export.schema import read_values
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 
 from mio_export.bundle import Precision
+from mio_export.console.progress import Progress
 from mio_export.errors import MioError, MissingBackendError, one_line
 from mio_export.exporting.half_precision import Cast, HalfPrecision, cast_graph, forecast
 from mio_export.exporting.int8 import calibrate, quantize
@@ -18,7 +19,6 @@ from mio_export.parity.images import ParityImages
 from mio_export.parity.reference import Reference
 from mio_export.parity.report import compare
 from mio_export.preprocess import Pixels
-from mio_export.progress import Progress
 from mio_export.runtimes.onnxruntime import OnnxRuntime, open_session
 
 _NUM_IMAGES = 64

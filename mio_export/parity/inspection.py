@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mio_export.bundle import MANIFEST, REPORTS, Bundle, unnamed_files
+from mio_export.bundle.onnx_file import read_onnx
 from mio_export.bundle.provenance import read_provenance
 from mio_export.errors import MioError
 from mio_export.evidence import ParityReport, artifact_problems
 from mio_export.evidence.check import GOLDEN_NAMES
-from mio_export.onnx_file import read_onnx
 from mio_export.parity.golden import GOLDEN, decoding_problems, golden_pixels, golden_sha256, load_golden
 
 _SAID = ("encoder", "preprocess", "weights_sha256", "space", "max_batch", "training")

@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from mio_export.bundle import Bundle, load_bundle
+from mio_export.bundle.onnx_file import check_onnx
 from mio_export.errors import GateError
 from mio_export.extras import naming_extras
 from mio_export.files import sha256_file
-from mio_export.onnx_file import check_onnx
 from mio_export.runtimes.backends import BACKENDS
 from mio_export.runtimes.base import Runtime
 from mio_export.runtimes.selection import Choice, check_evidence, choose

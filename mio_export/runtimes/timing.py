@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mio_export.bundle import Bundle
+from mio_export.console.progress import Progress
 from mio_export.errors import GateError, MissingBackendError
 from mio_export.preprocess import Pixels
-from mio_export.progress import Progress
 from mio_export.runtimes.backends import NAMED_ONLY
 from mio_export.runtimes.base import Runtime
 from mio_export.runtimes.opening import Selected, open_choice

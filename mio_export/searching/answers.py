@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mio_export.console.progress import Progress
 from mio_export.errors import UsageError
-from mio_export.progress import Progress
 from mio_export.searching.neighbors import Neighbor, check_k, neighbors_of, other_neighbors, search
 from mio_export.searching.queries import bundle_of, embed_images
 from mio_export.sources import evenly_spaced

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mio_export.console.progress import Progress
 from mio_export.errors import MioError
 from mio_export.files import write_text
-from mio_export.progress import Progress
 from mio_export.searching.answers import Answer
 from mio_export.searching.clusters import Structure, duplicate_groups, examine, outliers, spread_sample, walk
 from mio_export.searching.gallery_page import NEAR_SHOWN, Findings, gallery_page, rows_shown

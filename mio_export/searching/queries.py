@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mio_export.bundle import Bundle, load_bundle
+from mio_export.console.progress import Progress
 from mio_export.decoding import Decoder
 from mio_export.errors import MioError, MissingBackendError, SpaceError, UsageError
-from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
 from mio_export.runtimes.backends import NAMED_ONLY
 from mio_export.runtimes.devices import has_cuda

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from mio_export.console.progress import Progress
 from mio_export.pages import Thumbnail, thumbnail
 from mio_export.preprocess import DecodeError, Preprocess
-from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads
 from mio_export.sources import SourceFile
 

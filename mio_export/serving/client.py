@@ -16,9 +16,9 @@ from mio_export.limits import Limits
 from mio_export.preprocess import Pixels
 from mio_export.runtimes.base import Embeddings, Runtime
 from mio_export.runtimes.image_files import ImageFile, cannot_be_read, check_files, content_of
-from mio_export.secrets import without_secrets
 from mio_export.serving.protocol import EMBEDDING, ERROR, PIXELS, RequestError, model_name, pack, unpack
 from mio_export.serving.transports import MOST_BYTES, GrpcTransport, HttpTransport
+from mio_export.sources.secrets import without_secrets
 
 _T = TypeVar("_T")
 _KEY = "MIO_API_KEY"

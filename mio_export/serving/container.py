@@ -15,8 +15,8 @@ from mio_export.bundle import Bundle, copy_bundle, load_bundle
 from mio_export.embedding.versions import distribution_of
 from mio_export.errors import MissingBackendError, UsageError
 from mio_export.files import same_files, staged_folder
-from mio_export.footprint import footprint
 from mio_export.runtimes import BACKENDS, Choice, choose_elsewhere
+from mio_export.serving.footprint import footprint
 from mio_export.serving.options import ServeOptions
 from mio_export.serving.protocol import model_name
 

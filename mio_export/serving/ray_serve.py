@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import Bundle, broken_files, load_bundle
+from mio_export.console.progress import Progress
 from mio_export.embedding.ray_engine import check_engine, check_versions, cluster
 from mio_export.embedding.versions import versions_here
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
-from mio_export.progress import Progress
 from mio_export.runtimes import Choice
 from mio_export.runtimes.devices import limit_threads
 from mio_export.serving.options import ServeOptions

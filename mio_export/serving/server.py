@@ -20,10 +20,10 @@ from typing import Any, Self
 
 from mio_export import errors
 from mio_export.bundle import Bundle, broken_files, load_bundle, named_files
+from mio_export.console.progress import Progress
 from mio_export.decoding.process import search_path
 from mio_export.errors import GateError, Interrupted, MioError, UsageError
 from mio_export.evidence import ParityReport
-from mio_export.progress import Progress
 from mio_export.runtimes import Choice, choose
 from mio_export.runtimes.selection import check_evidence
 from mio_export.runtimes.timing import fastest

@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 
 from mio_export.errors import UsageError
-from mio_export.formats import image_suffixes
+from mio_export.image_formats.supported import image_suffixes
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing
 from mio_export.sources.local import file_on_disk

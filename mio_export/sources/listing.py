@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mio_export.formats import HEIF_HINT, HEIF_SUFFIXES
+from mio_export.image_formats.supported import HEIF_HINT, HEIF_SUFFIXES
 
 _LATEST_NS = 2**63 - 1
 """11 April 2262: the last moment that a store's column of 64-bit nanoseconds can hold."""

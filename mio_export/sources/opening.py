@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from mio_export.errors import UsageError
-from mio_export.secrets import without_secrets
 from mio_export.sources.blob import Blob, local_blob
 from mio_export.sources.folder import list_images
 from mio_export.sources.keys import key_of
@@ -14,6 +13,7 @@ from mio_export.sources.local import file_on_disk
 from mio_export.sources.parquet import list_parquet
 from mio_export.sources.paths_list import list_paths
 from mio_export.sources.remote import is_url, list_remote_folder, open_url, url_name
+from mio_export.sources.secrets import without_secrets
 from mio_export.sources.tar import list_tar
 from mio_export.sources.zip import list_zip
 

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable
 
-from mio_export.formats import image_suffixes
-from mio_export.secrets import without_secrets
+from mio_export.image_formats.supported import image_suffixes
 from mio_export.sources.blob import Blob, read_whole
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, in_order, unreadable
+from mio_export.sources.secrets import without_secrets
 from mio_export.sources.suffixes import suffix_of
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -9,8 +9,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from mio_export.errors import MissingBackendError, UsageError
-from mio_export.formats import image_suffixes
-from mio_export.secrets import without_secrets
+from mio_export.image_formats.supported import image_suffixes
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, unreadable
 from mio_export.sources.remote_files import InRemote, RemoteBlob
@@ -26,6 +25,7 @@ from mio_export.sources.remote_info import (
     size_of,
     version_of,
 )
+from mio_export.sources.secrets import without_secrets
 from mio_export.sources.suffixes import suffix_of
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from mio_export.secrets import without_secrets
 from mio_export.sources.listing import known_ns
+from mio_export.sources.secrets import without_secrets
 
 _LONGEST_REASON = 200
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")

@@ -6,7 +6,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from mio_export.formats import image_suffixes
+from mio_export.image_formats.supported import image_suffixes
 from mio_export.sources.blob import Blob, BlobRange, file_of
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, in_order, known_ns, unreadable

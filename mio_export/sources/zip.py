@@ -5,7 +5,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from mio_export.formats import image_suffixes
+from mio_export.image_formats.supported import image_suffixes
 from mio_export.sources.blob import Blob, read_whole
 from mio_export.sources.keys import key_of
 from mio_export.sources.listing import Listing, SourceFile, check_size, in_order, unreadable

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mio_export.console.progress import Progress
 from mio_export.embedding import agreement, embed
 from mio_export.embedding.versions import difference, versions_here
 from mio_export.errors import GateError, SpaceError
 from mio_export.limits import Limits
 from mio_export.preprocess import Preprocess
-from mio_export.progress import Progress
 from mio_export.store import load_embeddings, read_info, shard_paths, write_info
 
 OPTIONS = {"runtime": "onnxruntime", "decode": "full", "shard_size": 5}

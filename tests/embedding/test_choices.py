@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mio_export.console.progress import Progress
 from mio_export.embedding import embed
 from mio_export.errors import GateError, MissingBackendError, UsageError
 from mio_export.exporting import export
 from mio_export.models import build_encoder
 from mio_export.preprocess import Preprocess
-from mio_export.progress import Progress
 from mio_export.runtimes import opening
 from mio_export.runtimes.onnxruntime import OnnxRuntime
 from mio_export.runtimes.openvino import OpenVINORuntime

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mio_export.console.progress import Progress
 from mio_export.embedding import embed, ray_engine
 from mio_export.embedding.versions import versions_here
 from mio_export.errors import MioError, SpaceError
 from mio_export.limits import Limits
-from mio_export.progress import Progress
 from mio_export.runtimes import devices
 from mio_export.store import read_rows, shard_paths
 

@@ -13,7 +13,7 @@ import traceback
 import warnings
 
 IMPORTED = ("mio_export.cli.main", "mio_export.embedding", "mio_export.parity", "mio_export.parity.gate")
-IMPORTED += ("mio_export.models", "mio_export.progress", "pyarrow.parquet", "filelock", "pydantic", "torch")
+IMPORTED += ("mio_export.models", "mio_export.console.progress", "pyarrow.parquet", "filelock", "pydantic", "torch")
 
 
 def say(answer: object) -> None:

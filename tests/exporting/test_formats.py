@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from mio_export.bundle import load_bundle, save_manifest
+from mio_export.console.progress import Progress
 from mio_export.errors import GateError, MioError, MissingBackendError, UsageError
 from mio_export.exporting import export
 from mio_export.exporting.graphs import CLEAN_UPS
@@ -22,7 +23,6 @@ from mio_export.inspection import describe
 from mio_export.models import build_encoder
 from mio_export.parity import verify
 from mio_export.preprocess import Preprocess
-from mio_export.progress import Progress
 from mio_export.runtimes import choose, open_runtime
 from mio_export.runtimes.onnxruntime import OnnxRuntime
 from mio_export.runtimes.openvino import OpenVINORuntime

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from mio_export.console.progress import Progress
 from mio_export.embedding import embed
 from mio_export.errors import UsageError
 from mio_export.exporting import export
 from mio_export.models import load_encoder, load_projector_encoder
 from mio_export.parity import EVERYTHING, verify
-from mio_export.progress import Progress
 from mio_export.runtimes import open_runtime
 from mio_export.store import load_embeddings
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mio_export.bundle import ProjectorSpec
+from mio_export.console.progress import Progress
 from mio_export.errors import GateError, UsageError
 from mio_export.models import build_encoder, load_encoder, load_projector_encoder, save_encoder
 from mio_export.preprocess import Preprocess
-from mio_export.progress import Progress
 from mio_export.train.checkpoints import Checkpoints
 
 HEAD = "projection_head.safetensors"

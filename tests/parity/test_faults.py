@@ -292,9 +292,9 @@ def test_a_decoder_that_differs_is_refused(small, photos, monkeypatch, mio, name
 
 
 def test_training_evaluation_and_embedding_decode_golden_images_as_parity_does(encoder, tmp_path):
+    from mio_export.console.progress import Progress
     from mio_export.embedding.pipeline import decode
     from mio_export.parity.golden import golden_files, golden_pixels
-    from mio_export.progress import Progress
     from mio_export.sources import list_images
     from mio_export.train.data import load_images, open_data
 

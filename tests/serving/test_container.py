@@ -12,10 +12,10 @@ import pytest
 import typer
 import yaml
 
-from mio_export import footprint
 from mio_export.bundle import broken_files, load_bundle, save_manifest
 from mio_export.errors import GateError, UsageError
 from mio_export.files import same_files, sha256_file
+from mio_export.serving import footprint
 from mio_export.serving.container import write_container
 
 SERVE = """

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from mio_export.errors import UsageError
-from mio_export.formats import readable_formats
+from mio_export.image_formats.supported import readable_formats
 from mio_export.sources import SourceFile, evenly_spaced, image_suffixes, list_images, read_file
 from mio_export.sources.limited import read_limited
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mio_export.console.progress import Progress
 from mio_export.errors import MioError, UsageError
 from mio_export.files import sha256_file
 from mio_export.models import load_encoder
-from mio_export.progress import Progress
 from mio_export.sample import read_sample
 from mio_export.train import recipe_from_dict, train, train_seeds
 from mio_export.train.checkpoints import Checkpoints

@@ -33,8 +33,8 @@ def test_features_become_the_first_projections(ordered_run):
 
 
 def test_the_rows_stand_beside_the_usual_ones_and_are_scored_alike(ordered_run, labelled, mio, tmp_path):
+    from mio_export.console.progress import Progress
     from mio_export.metrics import knn_accuracy
-    from mio_export.progress import Progress
     from mio_export.train.data import load_images, open_data
 
     run = shutil.copytree(ordered_run, tmp_path / "run")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from mio_export.console.progress import Progress
 from mio_export.errors import GateError
-from mio_export.progress import Progress
 from mio_export.train import recipe_from_dict, train
 from mio_export.train.objectives import MINCLoss
 from mio_export.train.objectives.registry import OBJECTIVES

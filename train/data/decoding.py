@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from mio_export.console.progress import Progress
 from mio_export.decoding import Decoder
 from mio_export.errors import OutOfMemoryError
 from mio_export.preprocess import DecodeError, Pixels, Preprocess
-from mio_export.progress import Progress
 from mio_export.runtimes.devices import num_threads
 from mio_export.train.data.split import Part
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mio_export.console.progress import Progress
 from mio_export.errors import MioError, UsageError
 from mio_export.preprocess import Pixels, Preprocess
-from mio_export.progress import Progress
 from mio_export.train.data.decoding import Decoded, decode_part, kept_rows
 from mio_export.train.data.mapped import map_part
 from mio_export.train.data.split import Labels, Part

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from mio_export.console.progress import Progress
 from mio_export.errors import MioError, UsageError
 from mio_export.files import staged_file, write_text
 from mio_export.preprocess import Pixels, Preprocess
-from mio_export.progress import Progress
 from mio_export.schema import parse_json
 from mio_export.train.data.decoding import Decoded, decode_part
 from mio_export.train.data.split import Part

@@ -14,20 +14,11 @@ from mio_export.serving.protocol import pack
 from mio_export.serving.triton.plan import RELEASE, Plan
 
 CONTRACT = (
-    "__init__",
-    "claims",
-    "errors",
-    "extras",
-    "files",
-    "formats",
-    "limits",
-    "memory",
-    "orientation",
-    "png",
-    "preprocess",
-    "schema",
+    *(f"{name}.py" for name in ("__init__", "errors", "extras", "files", "limits", "memory", "preprocess", "schema")),
+    "decoding/*.py",
+    "image_formats/*.py",
 )
-"""What ``mio_export.decoding`` needs of this package, shipped byte for byte."""
+"""What decodes an image, of this package, shipped byte for byte."""
 _LOADS = {"onnxruntime": "model.onnx", "pytorch": "model.pt", "tensorrt": "model.plan", "python": "model.py"}
 """The file that each backend loads."""
 _HERE = Path(__file__).parent
@@ -102,7 +93,7 @@ def _write_model(folder: Path, text: str, plan: Plan) -> None:
 def _write_contract(decode: Path, plan: Plan) -> None:
     from mio_export.parity.golden import golden_files
 
-    for file in (*(_PACKAGE / f"{name}.py" for name in CONTRACT), *(_PACKAGE / "decoding").glob("*.py")):
+    for file in (file for pattern in CONTRACT for file in sorted(_PACKAGE.glob(pattern))):
         copy = decode / "1" / file.relative_to(_PACKAGE.parent)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, copy)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mio_export.bundle import Bundle, broken_files, load_bundle
+from mio_export.bundle.onnx_file import check_onnx
 from mio_export.errors import GateError, UsageError
 from mio_export.evidence import artifact_problems
 from mio_export.files import sha256_file, staged_folder
-from mio_export.onnx_file import check_onnx
 from mio_export.serving.triton.files import write_files
 from mio_export.serving.triton.plan import Plan, settle
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mio_export.console.progress import Progress
 from mio_export.errors import MioError
 from mio_export.preprocess import Preprocess
-from mio_export.progress import Progress
 from mio_export.train.data import load_images, open_data, probe_geometry
 
 GREY = Preprocess(image_size=16, channels=1, mean=(0.5,), std=(0.5,))

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mio_export.console.progress import Progress
 from mio_export.errors import UsageError
 from mio_export.preprocess import Preprocess
-from mio_export.progress import Progress
 from mio_export.train.data import load_images, open_data
 
 

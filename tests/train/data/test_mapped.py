@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from mio_export.console.progress import Progress
 from mio_export.errors import UsageError
 from mio_export.preprocess import Preprocess
-from mio_export.progress import Progress
 from mio_export.train.data import load_images, open_data
 from mio_export.train.data.shards import TarPart
 
@@ -146,7 +146,7 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_finished(shards, tmp_
 import os
 from pathlib import Path
 from mio_export.preprocess import Preprocess
-from mio_export.progress import Progress
+from mio_export.console.progress import Progress
 from mio_export.train.data import load_images, open_data
 from mio_export.train.data.shards import TarPart
 read = TarPart.read
@@ -168,7 +168,7 @@ def test_of_two_processes_at_once_one_decodes_and_the_other_waits(shards, tmp_pa
 import sys, time
 from pathlib import Path
 from mio_export.preprocess import Preprocess
-from mio_export.progress import PlainProgress
+from mio_export.console.progress import PlainProgress
 from mio_export.train.data import load_images, open_data
 from mio_export.train.data.shards import TarPart
 read = TarPart.read

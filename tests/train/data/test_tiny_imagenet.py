@@ -1,8 +1,8 @@
 import pytest
 
+from mio_export.console.progress import Progress
 from mio_export.errors import MioError
 from mio_export.preprocess import Preprocess
-from mio_export.progress import Progress
 from mio_export.train.data import load_images, open_data
 
 

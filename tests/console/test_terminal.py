@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from mio_export.progress import JsonProgress, PlainProgress, TerminalProgress
+from mio_export.console.progress import JsonProgress, PlainProgress, TerminalProgress
+from mio_export.console.terminal import json_text, printable, printable_lines
 from mio_export.store import Row, StoreInfo, shard_path, write_info, write_shard
-from mio_export.terminal import json_text, printable, printable_lines
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2Kb\nmio: all is well\r\x9b31m\u202egnp.jpg"
 SHOWN = r"a\x1b]0;owned\x07\x1b[2Kb\nmio: all is well\r\x9b31m\u202egnp.jpg"

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mio_export.bundle import SIGNATURE
 from mio_export.errors import GateError, MissingBackendError, UsageError
 from mio_export.exporting import export
-from mio_export.signing import check_signature, sign
+from mio_export.parity.signing import check_signature, sign
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from mio_export.console.terminal import json_text, printable
 from mio_export.errors import UsageError
-from mio_export.terminal import json_text, printable
 
 _INTERVAL_S = 10.0
 

@@ -1,6 +1,6 @@
 import pytest
 
-from mio_export.secrets import without_secrets
+from mio_export.sources.secrets import without_secrets
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Text and progress on their way to a terminal."""
