@@ -31,6 +31,14 @@ def pytest_collection_modifyitems(config, items):
         item.add_marker(pytest.mark.xdist_group("machine" if alone else file))
 
 
+@pytest.fixture(autouse=True)
+def _threads():
+    """Give torch back its number of threads: a torch runtime takes all cores, and other workers need theirs."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def photo_crops():
     """24 crops, 160 px, of the two colour photographs that scikit-learn ships."""

@@ -34,21 +34,22 @@ class Centred(MINCLoss):
         super()._update(targets - targets.mean(dim=0), count)
 
 
+@pytest.fixture(scope="module")
+def trained(finite_oracle):
+    """Features and last value of each form, trained on the finite oracle: the subspace form, then the ordered one."""
+    return [finite_oracle.train(exact_minc(ordered=ordered)) for ordered in (False, True)]
+
+
 @pytest.mark.parametrize("ordered", [False, True])
-def test_both_forms_reach_the_optimum_of_the_finite_oracle(finite_oracle, ordered):
-    features, value = finite_oracle.train(exact_minc(ordered=ordered))
+def test_both_forms_reach_the_optimum_of_the_finite_oracle(finite_oracle, trained, ordered):
+    features, value = trained[ordered]
     assert finite_oracle.reaches_the_optimum(features)
     assert value == pytest.approx(-finite_oracle.optimum, rel=1e-3)
 
 
-def test_the_ordered_form_finds_the_eigenvectors_in_their_order(finite_oracle):
-    features, _ = finite_oracle.train(exact_minc(ordered=True))
-    assert finite_oracle.is_ordered(features)
-
-
-def test_the_subspace_form_leaves_them_in_no_order(finite_oracle):
-    features, _ = finite_oracle.train(exact_minc())
-    assert not finite_oracle.is_ordered(features)
+def test_only_the_ordered_form_finds_the_eigenvectors_in_their_order(finite_oracle, trained):
+    assert finite_oracle.is_ordered(trained[True][0])
+    assert not finite_oracle.is_ordered(trained[False][0])
 
 
 def test_the_oracle_notices_a_triangle_that_is_differentiated_through(finite_oracle):
