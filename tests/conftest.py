@@ -17,7 +17,6 @@ from mio_export.preprocess import Preprocess
 from mio_export.sample import read_sample
 from mio_export.train import recipe_from_dict, train
 
-THREADS = torch.get_num_threads()
 # measure time, start Ray or servers, or use every core: not two of them at once
 NEED_THE_MACHINE = ("embedding/test_inference_queue", "embedding/test_ray", "embedding/test_scale", "serving/")
 
@@ -30,12 +29,6 @@ def pytest_collection_modifyitems(config, items):
         file = item.nodeid.partition("::")[0]
         alone = file.removeprefix("tests/").startswith(NEED_THE_MACHINE)
         item.add_marker(pytest.mark.xdist_group("machine" if alone else file))
-
-
-@pytest.fixture(autouse=True)
-def _threads():
-    """Give torch back its number of threads: a torch runtime takes all cores, and other workers need theirs."""
-    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""What Pillow does not do for image files: which formats are read, claimed sizes, orientation, PNG chunks."""
+"""Image files below Pillow: which formats are read, what size a file claims, which way up it lies, PNG's chunks."""

@@ -1,6 +1,7 @@
 """The encoder itself, in eager PyTorch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,15 +23,25 @@ class TorchRuntime(Runtime):
         device: str,
     ) -> None:
         super().__init__(image_shape=image_shape, embedding_dim=embedding_dim, device=device)
-        torch.set_num_threads(num_threads())
         self._module = module.to(device) if isinstance(module, torch.nn.Module) else module
 
     @torch.inference_mode()
     def _run(self, images: Pixels) -> Embeddings:
         # TF32 keeps 10 bits of mantissa; float32 must not be computed with it
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with _all_threads(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             embeddings: Embeddings = self._module(torch.from_numpy(images).to(self.device)).cpu().numpy()
         return embeddings
+
+
+@contextmanager
+def _all_threads() -> Iterator[None]:
+    """Let torch use every core that this process may use, and give its caller's number of threads back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def open_torch(

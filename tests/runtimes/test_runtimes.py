@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mio_export import GateError, MissingBackendError, UsageError, embed, load_embeddings, open_runtime
 from mio_export.runtimes import choose
@@ -24,6 +25,22 @@ def test_every_backend_gives_the_encoders_embeddings(bundle, encoder, images, na
         embeddings = runtime.embed(images)
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(embeddings, encoder.embed(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["torchscript", "torch"])
+def test_torch_uses_the_threads_of_the_process_and_gives_the_callers_back(bundle, images, monkeypatch, name):
+    used = []
+    with open_runtime(bundle, name) as runtime:
+        module = runtime._module
+        monkeypatch.setattr(runtime, "_module", lambda x: (used.append(torch.get_num_threads()), module(x))[1])
+        before = torch.get_num_threads()
+        torch.set_num_threads(num_threads() + 1)
+        try:
+            runtime.embed(images)
+            assert torch.get_num_threads() == num_threads() + 1
+        finally:
+            torch.set_num_threads(before)
+    assert set(used) == {num_threads()}
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "torchscript", "torch"])
