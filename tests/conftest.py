@@ -1,6 +1,7 @@
 """Real photos, tiny real encoders and the command line, for all tests."""
 
 import json
+import os
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -14,11 +15,18 @@ from mio_export.exporting import export
 from mio_export.files import sha256_file
 from mio_export.models import build_encoder, save_encoder
 from mio_export.preprocess import Preprocess
+from mio_export.runtimes.devices import limit_threads, num_threads
 from mio_export.sample import read_sample
 from mio_export.train import recipe_from_dict, train
 
 # measure time, start Ray or servers, or use every core: not two of them at once
 NEED_THE_MACHINE = ("embedding/test_inference_queue", "embedding/test_ray", "embedding/test_scale", "serving/")
+
+
+def pytest_configure(config):
+    """Give each worker its share of the cores: two that use all of them slow each other sixfold."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        limit_threads(max(1, num_threads() // int(workers)))
 
 
 def pytest_collection_modifyitems(config, items):

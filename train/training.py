@@ -20,7 +20,7 @@ from mio_export.console.progress import Progress, is_first_process
 from mio_export.errors import MioError, UsageError
 from mio_export.models import Encoder
 from mio_export.preprocess import Preprocess
-from mio_export.runtimes.devices import num_threads, resolve_device
+from mio_export.runtimes.devices import num_threads, resolve_device, torch_threads
 from mio_export.sources import evenly_spaced
 from mio_export.train.checkpoints import Checkpoints
 from mio_export.train.cost import Plan, build_module, contract, plan, settled, stored
@@ -178,14 +178,13 @@ def _fit(
     progress: Progress,
 ) -> Encoder:
     num_devices, num_nodes = _by_torchrun() or devices_and_nodes
-    torch.set_num_threads(max(1, num_threads() // num_devices))
     batches = _batches(recipe, len(images.pixels), num_processes=num_devices * num_nodes)
     clean = images.pixels[evenly_spaced(range(len(images.pixels)), NUM_CLEAN)]
     checkpoint = Checkpoints(recording.run).latest(progress)
     if checkpoint is not None:
         position = checkpoint.state["callbacks"][Recorder.__qualname__]
         batches.start_at(position["epoch"], position["batch"])
-    with torch.random.fork_rng(devices=[]):
+    with torch_threads(max(1, num_threads() // num_devices)), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         module = build_module(recipe, preprocess, num_batches=len(batches))
         progress.line(
@@ -207,9 +206,9 @@ def _fit(
             workers = min(_MOST_WORKERS, num_threads()) if isinstance(images.pixels, np.memmap) else 0
             loader = batch_loader(images.pixels, batches, num_workers=workers)
             trainer.fit(module, loader, ckpt_path=None if checkpoint is None else checkpoint.path, weights_only=True)
-    module.cpu()
-    if trainer.is_global_zero:
-        write_outputs(recording.run, module, clean)
+        module.cpu()
+        if trainer.is_global_zero:
+            write_outputs(recording.run, module, clean)
     return module.online.encoder
 
 

@@ -94,6 +94,19 @@ def resolve_device(device: str, *, library: str) -> str:
 
 
 @contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads, and give the caller's number back."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def exact_float32(device: str) -> Iterator[None]:
     """Make torch compute in full float32, deterministically: no autocast, no TF32, no choice of algorithm by speed.
 

@@ -1,14 +1,13 @@
 """The encoder itself, in eager PyTorch."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from mio_export.preprocess import Pixels
 from mio_export.runtimes.base import Embeddings, Runtime
-from mio_export.runtimes.devices import num_threads
+from mio_export.runtimes.devices import num_threads, torch_threads
 
 
 class TorchRuntime(Runtime):
@@ -28,20 +27,9 @@ class TorchRuntime(Runtime):
     @torch.inference_mode()
     def _run(self, images: Pixels) -> Embeddings:
         # TF32 keeps 10 bits of mantissa; float32 must not be computed with it
-        with _all_threads(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch_threads(num_threads()), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             embeddings: Embeddings = self._module(torch.from_numpy(images).to(self.device)).cpu().numpy()
         return embeddings
-
-
-@contextmanager
-def _all_threads() -> Iterator[None]:
-    """Let torch use every core that this process may use, and give its caller's number of threads back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def open_torch(

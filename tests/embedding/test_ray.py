@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -241,7 +242,7 @@ def test_a_cluster_that_is_not_there_is_one_line(bundle, photos, tmp_path):
 
 
 def test_threads_are_limited(monkeypatch):
-    monkeypatch.setattr(devices, "_limit", devices._limit)
+    monkeypatch.setattr(devices, "_limit", math.inf)
     devices.limit_threads(1)
     assert devices.num_threads() == 1
 

@@ -1,3 +1,4 @@
+import math
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from mio_export import GateError, MissingBackendError, UsageError, embed, load_embeddings, open_runtime
-from mio_export.runtimes import choose
+from mio_export.runtimes import choose, devices
 from mio_export.runtimes.devices import has_cuda, num_threads
 from mio_export.runtimes.opening import open_file
 
@@ -160,7 +161,8 @@ def test_an_artifact_that_is_not_the_proved_file_is_not_opened(bundle, tmp_path)
         open_runtime(load_bundle(copy))
 
 
-def test_threads_follow_the_affinity_mask():
+def test_threads_follow_the_affinity_mask(monkeypatch):
+    monkeypatch.setattr(devices, "_limit", math.inf)
     allowed = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(allowed)})

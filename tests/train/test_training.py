@@ -226,6 +226,16 @@ def test_gradients_are_added_up_before_a_step(data, tmp_path):
     assert added.metrics["loss"] == pytest.approx(plain.metrics["loss"], abs=0.3)  # a mean over batches, not a share
 
 
+def test_training_gives_the_callers_threads_back(data, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 2)
+    try:
+        train(recipe_from_dict({**TINY, "epochs": 1}), data, tmp_path / "run")
+        assert torch.get_num_threads() == before + 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_fp16_is_for_gpus(data, tmp_path):
     with pytest.raises(UsageError, match="fp16 needs a GPU"):
         train(recipe_from_dict({**TINY, "precision": "fp16"}), data, tmp_path / "run", device="cpu")
